@@ -1,0 +1,58 @@
+"""The `workbench` command."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: run, runs, doctor."""
+    top = argparse.ArgumentParser(
+        prog="workbench", description="A notebook-first workbench for latent-variable models."
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute the notebooks of a parameter folder, or go on with them")
+    run.add_argument("folder", type=Path, help="such as params/demo")
+    run.add_argument("-p", metavar="key=value", dest="overrides", action="append", default=[], help="set a parameter")
+    runs = commands.add_parser("runs", help="list the runs of an outputs folder")
+    runs.add_argument("folder", type=Path, nargs="?", help="the project's outputs/ when left out")
+    commands.add_parser("doctor", help="check what is installed, and say what to do about what is missing")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; errors of the user's making end in one message and exit code 1 or 2."""
+    from workbench.paths import outputs_root
+
+    args = parser().parse_args(arguments)
+    if args.command == "doctor":
+        from workbench.doctor import report
+
+        return report(outputs_root())
+    from workbench.config import ConfigError
+    from workbench.runs import RunError, table_of_runs
+
+    try:
+        if args.command == "runs":
+            table = table_of_runs(args.folder or outputs_root())
+            print(table.to_string(index=False) if len(table) else "no runs yet")
+            return 0
+        from workbench.batch import run_folder
+
+        return run_folder(args.folder, _pairs(args.overrides))
+    except (ConfigError, RunError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _pairs(overrides: list[str]) -> dict[str, str]:
+    from workbench.config import ConfigError
+
+    wrong = [(f"-p {text}", "must read key=value") for text in overrides if "=" not in text]
+    if wrong:
+        raise ConfigError(wrong)
+    return dict(text.split("=", 1) for text in overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

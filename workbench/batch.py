@@ -1,0 +1,252 @@
+"""A folder of parameter files through papermill: validated first, executed in order, resumed when run again."""
+
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import papermill
+import psutil
+import yaml
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+
+from workbench.checkpoints import write_atomically
+from workbench.config import ConfigError, nearest
+from workbench.parameters import check, declared, read_file
+from workbench.paths import outputs_root, project_root
+from workbench.runs import Run, check_parameters, open_run, read_json
+from workbench.training import PREEMPTED_EXIT
+
+REFRESH_SECONDS = 0.5
+QUIET_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook to execute: its source, its parameters as given and as resolved."""
+
+    notebook: Path
+    given: dict[str, Any]
+    resolved: dict[str, Any]
+
+
+def plan(folder: Path, overrides: Mapping[str, str]) -> list[Task]:
+    """Read and check every parameter file of a folder.
+
+    Args:
+        folder: Holds `<notebook>.yaml` files; they run in the order of their names.
+        overrides: `-p key=value` as text; each goes to every notebook that declares the key.
+
+    Raises:
+        ConfigError: all problems of all files, one a line.
+    """
+    if not folder.is_dir():
+        raise ConfigError([(str(folder), "no such folder of parameter files")])
+    root = project_root(folder)
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        raise ConfigError([(str(folder), "holds no parameter files (<notebook>.yaml)")])
+    notebooks = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
+    found: list[tuple[str, str]] = []
+    tasks, known = [], set()
+    for path in files:
+        try:
+            if path.stem not in notebooks:
+                raise ConfigError([(str(path), f"no notebook of that name; {nearest(path.stem, notebooks)}")])
+            parameters = declared(notebooks[path.stem])
+            known |= parameters.keys()
+            given = {"experiment": _experiment(folder, root)} | read_file(path)
+            given |= {k: _value(v, parameters[k].type) for k, v in overrides.items() if k in parameters}
+            resolved = check(notebooks[path.stem], given, _relative(path, root))
+            check_parameters(outputs_root() / resolved["experiment"] / resolved["run"], resolved)
+            tasks.append(Task(notebooks[path.stem], given, resolved))
+        except ConfigError as error:
+            found += error.problems
+            found[-len(error.problems) :] = [_placed(problem, path, root) for problem in error.problems]
+    found += [(f"unknown parameter {key!r}", nearest(key, known)) for key in overrides if known and key not in known]
+    if found:
+        raise ConfigError(found)
+    return tasks
+
+
+def _placed(problem: tuple[str, str], path: Path, root: Path) -> tuple[str, str]:
+    what, rule = problem
+    place = _relative(path, root)
+    return (what if place in what or str(path) in what else f"{what} in {place}", rule)
+
+
+def _relative(path: Path, root: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _experiment(folder: Path, root: Path) -> str:
+    """`params/layouts/phase1_1` -> `layouts/phase1_1`."""
+    folder, params = folder.resolve(), root / "params"
+    return str(folder.relative_to(params)) if folder.is_relative_to(params) else folder.name
+
+
+def _value(text: str, kind: type) -> Any:
+    """A value typed on the command line; unlike in YAML, 1e-4 is a number here."""
+    if kind is str:
+        return text
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if kind is float else value
+    except (TypeError, ValueError):
+        return value
+
+
+def run_folder(folder: Path, overrides: Mapping[str, str]) -> int:
+    """Execute a folder's notebooks in order; finished ones are left alone, unfinished ones go on.
+
+    Returns:
+        Exit code: 0, 1 at the first failure, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C.
+
+    Raises:
+        ConfigError, RunError: before anything starts.
+    """
+    tasks = plan(folder, overrides)
+    started = time.monotonic()
+    for task in tasks:
+        code = run_task(task, project_root(folder))
+        if code:
+            return code
+    outputs = outputs_root() / tasks[0].resolved["experiment"]
+    print(f"done in {_clock(time.monotonic() - started)}; look at {outputs}/*/*.html")
+    return 0
+
+
+def run_task(task: Task, root: Path) -> int:
+    """Execute one notebook into its run folder, and write an HTML page of it."""
+    run, name = open_run(task.resolved), task.notebook.stem
+    output, page = run.path / task.notebook.name, run.path / f"{name}.html"
+    if run.finished and output.exists():
+        if not page.exists():
+            write_page(output, page)
+        print(f"{name}: finished on {read_json(run.path / 'summary.json')['finished']}, left as it is ({run.path})")
+        return 0
+    started = time.monotonic()
+    with forwarded_signals() as arrived, shown(run, name):
+        error = execute(task, output, root)
+    if arrived:
+        number = arrived[0]
+        print(f"{name}: stopped by {signal.Signals(number).name}; run the same command again to go on")
+        return 130 if number == signal.SIGINT else PREEMPTED_EXIT
+    if error:
+        print(f"{name}: FAILED after {_clock(time.monotonic() - started)}\n{error}\nexecuted notebook: {output}")
+        return 1
+    write_page(output, page)
+    print(f"{name}: done in {_clock(time.monotonic() - started)} ({page})")
+    return 0
+
+
+def execute(task: Task, output: Path, root: Path) -> str:
+    """Run a notebook through papermill; the error of the failing cell, or nothing.
+
+    The input is copied first: papermill then writes every cell's outcome into `output` as it goes.
+    """
+    try:
+        papermill.execute_notebook(
+            str(task.notebook),
+            str(output),
+            parameters=task.given,
+            kernel_name="python3",
+            cwd=str(root),
+            progress_bar=False,
+            store_widget_state=False,
+        )
+    except papermill.PapermillExecutionError as error:
+        return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except DeadKernelError as error:
+        return f"the kernel died: {error} (out of memory, or killed from outside)"
+    return ""
+
+
+def write_page(notebook: Path, page: Path) -> None:
+    """Convert an executed notebook to one HTML file, pictures included."""
+    body, _ = HTMLExporter().from_filename(str(notebook))
+    write_atomically(page, body.encode())
+
+
+@contextmanager
+def forwarded_signals() -> Iterator[list[int]]:
+    """Pass SIGTERM, SIGUSR1 and SIGINT on to the kernels, so that a training writes its checkpoint.
+
+    Yields:
+        The signals that arrived.
+    """
+    arrived: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        arrived.append(number)
+        for child in psutil.Process().children(recursive=True):
+            if any("ipykernel" in part for part in child.cmdline()):
+                child.send_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def shown(run: Run, name: str) -> Iterator[None]:
+    """Show what the kernel reports in status.json: a line that is rewritten, or a line now and then in a log."""
+    done = threading.Event()
+    show = _terminal_line if sys.stderr.isatty() else _log_line()
+    thread = threading.Thread(target=_watch, args=(run.path / "status.json", name, done, show), daemon=True)
+    print(f"{name}: running in {run.path}", flush=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _watch(path: Path, name: str, done: threading.Event, show: Callable[[str], None]) -> None:
+    started, begun = time.monotonic(), time.time()
+    while not done.wait(REFRESH_SECONDS):
+        line = f"{name}  {_clock(time.monotonic() - started)}"
+        status = read_json(path) if path.exists() else {}
+        if status.get("updated", 0) >= begun and "done" in status:
+            left = status["seconds_left"] if status["state"] == "running" else None
+            line += f"  {status['what']} {status['done']}/{status['total']} {status.get('figures', '')}"
+            line += f"  {_clock(left)} left" if left else ""
+        show(line)
+
+
+def _terminal_line(line: str) -> None:
+    width = shutil.get_terminal_size().columns - 1
+    print(f"\r\033[K{line[:width]}", end="", file=sys.stderr, flush=True)
+
+
+def _log_line() -> Callable[[str], None]:
+    last = time.monotonic()
+
+    def show(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= QUIET_SECONDS:
+            last = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

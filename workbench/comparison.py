@@ -1,0 +1,176 @@
+"""Held-out figures beside honest floors, with their uncertainty over clips."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from workbench.datasets.clips import ClipDataset
+from workbench.datasets.loading import Dataset, read_ahead, to_device
+from workbench.interpolation import interpolate
+from workbench.layers import Posterior
+from workbench.metrics import (
+    PCA,
+    MeanFloor,
+    fit_mean,
+    fit_pca,
+    image_errors,
+    mse,
+    path_length_ratio,
+    perceptual_path_length,
+)
+
+Reconstruct = Callable[[Tensor], Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def batches(dataset: Dataset, batch_size: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Every sample of a split once, in order, prepared on the device."""
+    blocks = (np.arange(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size))
+    for _, raw in read_ahead(dataset, blocks):
+        yield dataset.prepare(to_device(raw, device))
+
+
+@torch.inference_mode()
+def fit_floors(
+    train: Dataset, n_components: int, batch_size: int = 256, device: torch.device | None = None, seed: int = 0
+) -> tuple[PCA, MeanFloor]:
+    """The two floors of every reconstruction figure, fitted on the training split in a stream.
+
+    Args:
+        train: Training split, or a subset of it.
+        n_components: Components of the PCA: as many as the latent has dimensions.
+    """
+    device = device or torch.device("cpu")
+
+    def images() -> Iterator[Tensor]:
+        return (batch["x"] for batch in batches(train, batch_size, device))
+
+    return fit_pca(images, n_components, seed=seed), fit_mean(images())
+
+
+@torch.inference_mode()
+def reconstruction_errors(
+    methods: dict[str, Reconstruct],
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    distance: Distance | None = None,
+) -> pd.DataFrame:
+    """Errors of several reconstructions of the same samples, one row per method and sample.
+
+    Args:
+        methods: Reconstruction by name, (b, c, h, w) in [-1, 1] to the same.
+        distance: A perceptual distance, adding the column `lpips`.
+
+    Returns:
+        Columns method, group, mse (per element, [-1, 1] scale), psnr [dB], ssim.
+    """
+    parts = []
+    for batch in batches(dataset, batch_size, device):
+        for name, reconstruct in methods.items():
+            x, x_hat = batch["x"], reconstruct(batch["x"])
+            errors = image_errors(x_hat, x) | ({"lpips": distance(x_hat, x)} if distance else {})
+            columns = {key: value.float().cpu().numpy() for key, value in errors.items()}
+            parts.append(pd.DataFrame({"method": name, "group": batch["group"].cpu().numpy()} | columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def error_table(errors: pd.DataFrame) -> pd.DataFrame:
+    """Mean of each figure by method, and its standard error over groups (`mse_se`, …).
+
+    Frames of one clip resemble each other, so the clip, not the frame, is the unit of the standard error.
+    """
+    figures = [column for column in errors if column not in ("method", "group")]
+    grouped = errors.groupby(["method", "group"], sort=False)[figures].mean().groupby("method", sort=False)
+    mean, error = errors.groupby("method", sort=False)[figures].mean(), grouped.sem().add_suffix("_se")
+    return mean.join(error)[[name for figure in figures for name in (figure, f"{figure}_se")]]
+
+
+def paired_verdict(errors: pd.DataFrame, method: str, floor: str, figure: str = "mse") -> str:
+    """A sentence on whether a method's error is below a floor's, paired by group, with its numbers.
+
+    "Below" and "above" need a mean difference of at least two standard errors over the groups.
+    """
+    by_group = errors.pivot_table(index="group", columns="method", values=figure)
+    gain = by_group[floor] - by_group[method]
+    mean, error = gain.mean(), gain.sem()
+    word = "below" if mean > 2 * error else "above" if mean < -2 * error else "not distinguishable from"
+    return (
+        f"{figure} of {method} is {word} that of {floor}: {by_group[method].mean():.5f} against "
+        f"{by_group[floor].mean():.5f}, difference {mean:+.5f} ± {error:.5f} (standard error over {len(gain)} clips), "
+        f"lower on {int((gain > 0).sum())} of them; one training seed"
+    )
+
+
+@torch.inference_mode()
+def encode_split(model: nn.Module, dataset: Dataset, batch_size: int) -> Posterior:
+    """Posterior of every sample of a split, on the CPU."""
+    device = next(model.parameters()).device
+    posteriors = [model.encode(batch["x"]) for batch in batches(dataset, batch_size, device)]
+    mu = torch.cat([p.mu for p in posteriors]).cpu()
+    stochastic = posteriors[0].logvar is not None
+    return Posterior(mu, torch.cat([p.logvar for p in posteriors]).cpu() if stochastic else None)
+
+
+@torch.inference_mode()
+def decode(model: nn.Module, z: Float[Tensor, "b d"]) -> Float[Tensor, "b ..."]:
+    """Decode latents on the model's device; the result is on the CPU, in float32."""
+    return model.decode(z.to(next(model.parameters()).device)).float().cpu()
+
+
+def smoothness(
+    model: nn.Module, z: Float[Tensor, "n d"], pairs: int, steps: int, seed: int, distance: Distance = mse
+) -> pd.DataFrame:
+    """Path-length ratio and perceptual path length of lerp and slerp between random pairs of latents.
+
+    Returns:
+        One row per pair and method: method, ratio (1 is a straight path), ppl (in units of `distance`).
+    """
+    chosen = np.random.default_rng(seed)
+    rows = []
+    for _ in range(pairs):
+        a, b = z[chosen.choice(len(z), 2, replace=False)]
+        for method in ("lerp", "slerp"):
+            path = decode(model, interpolate(a, b, steps, method))
+            ratio, ppl = float(path_length_ratio(path)), float(perceptual_path_length(path, distance))
+            rows.append({"method": method, "ratio": ratio, "ppl": ppl})
+    return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def copy_frame_errors(dataset: ClipDataset, offsets: Sequence[int], max_clips: int) -> pd.DataFrame:
+    """Error of predicting a frame by the one `offset` frames before it in the same clip.
+
+    Args:
+        dataset: Its clips are used, the first `max_clips` of them.
+        offsets: Distances in frames, each shorter than some clip.
+
+    Returns:
+        Columns offset, pairs, mse (per element, [-1, 1] scale), psnr (mean over pairs, dB), one row per offset.
+
+    Raises:
+        ValueError: an offset that no clip is long enough for.
+    """
+    clips = [dataset.clips.clip(segment) for segment in np.unique(dataset.segment)[:max_clips]]
+    rows = []
+    for offset in offsets:
+        long = [clip for clip in clips if len(clip) > offset]
+        if not long:
+            longest = max(len(clip) for clip in clips)
+            raise ValueError(f"offset {offset}: no clip is longer (the longest has {longest} frames); lower it")
+        errors = mse(torch.cat([clip[:-offset] for clip in long]), torch.cat([clip[offset:] for clip in long]))
+        psnr = 10 * torch.log10(4 / errors.clamp_min(1e-10))
+        rows.append({"offset": offset, "pairs": len(errors), "mse": float(errors.mean()), "psnr": float(psnr.mean())})
+    return pd.DataFrame(rows)
+
+
+def file_digest(path: Path) -> str:
+    """Hash of a file's content, to say which weights a result was computed from."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=8)).hexdigest()

@@ -1,0 +1,315 @@
+"""Clips: folders of frames or videos, as frames or as pairs of frames, split by clip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from workbench.config import Config
+from workbench.datasets.cache import LEFT_OUT, CacheSettings, FrameCache
+from workbench.datasets.decoding import locked, open_cache
+from workbench.datasets.frames import DataError
+from workbench.datasets.labels import UNLISTED, read_actions, read_conditions, read_labels
+from workbench.datasets.loading import Batch
+from workbench.datasets.splits import SPLITS, hash_split, mix_array
+from workbench.datasets.synthetic import write_pushing
+from workbench.paths import outputs_root, resolve
+from workbench.progress import Progress
+
+
+class ClipsConfig(Config):
+    """Where clips come from and how they are cut into samples.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+    """
+
+    data: str = "pushing"
+    """`pushing` (rendered here), or a folder of clips, or one video file."""
+    labels: str = ""
+    """Folder with Something-Something v2's label files; its split is then used. Empty: split by hash."""
+    image_size: int = Field(64, ge=8)
+    """Side of the square frames [px]."""
+    allow_upscale: bool = False
+    """Enlarge frames whose shorter side is below `image_size`, instead of refusing them."""
+    clip_length: int = Field(0, ge=0)
+    """Cut each clip or video into clips of this many frames (0: leave whole)."""
+    frame_stride: int = Field(1, ge=1)
+    """Take every n-th frame of a clip as a sample (or as the first of a pair)."""
+    pair_offset: int = Field(0, ge=0)
+    """Frames from the first to the second of a pair (0: single frames)."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of clips held out for validation."""
+    test_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of clips held out for the final figures."""
+    split_seed: int = Field(0, ge=0)
+    """Seed of the split by hash."""
+    cache_dir: str = ""
+    """Where decoded frames are kept (empty: `cache/` in the outputs folder)."""
+    cache_stride: int = Field(1, ge=1)
+    """Keep every n-th frame in the cache; strides and offsets then count kept frames."""
+    max_broken_fraction: float = Field(0.01, ge=0, le=1)
+    """Share of frames, or of whole clips, that may be broken before the run stops."""
+    decode_workers: int = Field(0, ge=0)
+    """Decoding threads (0: one per core)."""
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> "ClipsConfig":
+        if self.val_fraction + self.test_fraction >= 1:
+            total = self.val_fraction + self.test_fraction
+            raise ValueError(f"val_fraction + test_fraction = {total}: must be less than 1, to leave clips to train on")
+        return self
+
+
+def normalize(frames: UInt8[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
+    """Pixels 0..255 to [-1, 1], on the device they are on; the result is channels-last in memory."""
+    return frames.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+class ClipDataset(torch.utils.data.Dataset):
+    """Samples of one split, read from the frame cache.
+
+    A sample holds `x` (the frame, or the second of a pair), for pairs `first`, `condition` where the data has
+    conditions, `id` (stable identity) and `group` (hash of the clip).
+
+    Args:
+        clips: The clips all splits share.
+        slots: Cache slot of each sample, (n, 1), or of both frames of each pair, (n, 2).
+        segment: Clip each sample belongs to.
+    """
+
+    def __init__(self, clips: "Clips", slots: Int[np.ndarray, "n k"], segment: Int[np.ndarray, " n"]) -> None:
+        self.clips, self.slots, self.segment = clips, slots, segment
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Sample `index`, normalised, on the CPU."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return {key: value[0] for key, value in self.prepare(self.batch([index])).items()}
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Raw samples as they travel to the device: frames as uint8 (b, h, w, c)."""
+        indices = np.asarray(indices)
+        slots, cache = self.slots[indices], self.clips.cache
+        last = slots[:, -1]
+        group = self.clips.group[self.segment[indices]]
+        batch = {
+            "x": torch.from_numpy(cache.read(last)),
+            "id": torch.from_numpy(mix_array(group, *cache.number[slots].T)),
+            "group": torch.from_numpy(group),
+        }
+        if slots.shape[1] == 2:
+            batch["first"] = torch.from_numpy(cache.read(slots[:, 0]))
+        if self.clips.conditions is not None:
+            batch["condition"] = torch.from_numpy(self.clips.conditions[last])
+        return batch
+
+    @staticmethod
+    def prepare(batch: Batch) -> Batch:
+        """Normalise a raw batch on the device it is on."""
+        return {key: normalize(value) if value.dtype == torch.uint8 else value for key, value in batch.items()}
+
+    def subset(self, n: int, seed: int = 0) -> "ClipDataset":
+        """At most n samples (0: all), drawn by seed, in their order here."""
+        if not n or n >= len(self):
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False))
+        return ClipDataset(self.clips, self.slots[chosen], self.segment[chosen])
+
+    def table(self) -> pd.DataFrame:
+        """What is known of each sample: clip, frame, and the columns of its labels and conditions."""
+        last, origin = self.slots[:, -1], self.clips.origin[self.segment]
+        table = pd.DataFrame(
+            {"clip": self.clips.cache.names[origin].astype(str), "frame": self.clips.cache.number[last]}
+        )
+        if self.clips.labels is not None:
+            table = table.join(self.clips.labels, on="clip")
+        if self.clips.conditions is not None:
+            table[self.clips.condition_names] = self.clips.conditions[last]
+        return table
+
+    def name(self, index: int) -> str:
+        """`clip/frame`, or `clip/first->second` for a pair; frames by the number in their name."""
+        numbers = "->".join(str(self.clips.cache.number[slot]) for slot in self.slots[index])
+        return f"{self.clips.name(self.segment[index])}/{numbers}"
+
+
+@dataclass
+class Clips:
+    """Opened clips: the cache, its cut into clips (segments), and their split."""
+
+    config: ClipsConfig
+    cache: FrameCache
+    first: np.ndarray
+    """First slot of each clip, int64."""
+    length: np.ndarray
+    """Slots of each clip, int64."""
+    origin: np.ndarray
+    """Cached folder or video each clip is cut from, int64."""
+    group: np.ndarray
+    """Stable hash of each clip's name, int64."""
+    split_of: np.ndarray
+    """Each clip's number in SPLITS, or -1: in no label file."""
+    labels: pd.DataFrame | None = None
+    """One row per clip: `action`, or `label` and `template`."""
+    condition_names: list[str] = field(default_factory=list)
+    conditions: np.ndarray | None = None
+    """Condition of every cache slot, float32 (slots, d)."""
+
+    def __post_init__(self) -> None:
+        parts = {name: self._cut(np.flatnonzero(self.split_of == i)) for i, name in enumerate(SPLITS)}
+        self._datasets = {name: dataset for name, (dataset, _) in parts.items()}
+        self.report = self._report(parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the clips' names and decoded pixels."""
+        return self.cache.meta["fingerprint"]
+
+    def split(self, name: str) -> ClipDataset:
+        """The samples of `train`, `val` or `test`.
+
+        Raises:
+            DataError: no such split, or it is empty.
+        """
+        if name not in SPLITS:
+            raise DataError(f"split {name!r}: must be one of {', '.join(SPLITS)}")
+        dataset = self._datasets[name]
+        if not len(dataset):
+            remedy = "add its label file" if self.config.labels else f"raise {name}_fraction or change split_seed"
+            raise DataError(f"the {name} split has no samples ({len(self.first)} clips in all): {remedy}")
+        return dataset
+
+    def name(self, segment: int) -> str:
+        """A clip's name; `video@frame` for one cut from a longer video."""
+        name = self.cache.names[self.origin[segment]].decode()
+        offset = self.first[segment] - self.cache.start[self.origin[segment]]
+        return f"{name}@{offset:05d}" if self.config.clip_length else name
+
+    def clip(self, segment: int) -> Float[Tensor, "t c h w"]:
+        """All frames of one clip that decoded, in [-1, 1]."""
+        slots = np.arange(self.first[segment], self.first[segment] + self.length[segment])
+        return normalize(torch.from_numpy(self.cache.read(slots[self.cache.number[slots] != LEFT_OUT])))
+
+    def _cut(self, segments: np.ndarray) -> tuple[ClipDataset, dict[str, int]]:
+        """Samples of some clips, and the counts of what was clipped or left out."""
+        stride, offset = self.config.frame_stride, self.config.pair_offset
+        counts = -(-self.length[segments] // stride)
+        segment = np.repeat(segments, counts)
+        nth = np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)
+        slots = (self.first[segment] + nth * stride)[:, None]
+        counted = {}
+        if offset:
+            last = self.first[segment] + self.length[segment] - 1
+            second = np.minimum(slots[:, 0] + offset, last)
+            counted["clipped_pairs"] = int(((second < slots[:, 0] + offset) & (second > slots[:, 0])).sum())
+            moved = second > slots[:, 0]
+            counted["pairs_without_second_frame"] = int((~moved).sum())
+            slots, segment = np.stack([slots[:, 0], second], 1)[moved], segment[moved]
+        whole = (self.cache.number[slots.ravel()].reshape(slots.shape) != LEFT_OUT).all(1)
+        return ClipDataset(self, slots[whole], segment[whole]), counted
+
+    def _report(self, parts: dict[str, tuple[ClipDataset, dict[str, int]]]) -> dict[str, int | str]:
+        """Counts that describe the data, as notebook 01 shows them."""
+        meta = self.cache.meta
+        report = {
+            "clips": len(self.first),
+            "frames": meta["slots"] - meta["broken_frames"],
+            "broken_frames": meta["broken_frames"],
+            "grey_frames": meta["grey_frames"],
+            "clips_of_one_frame": int((self.length == 1).sum()),
+            "clips_in_no_label_file": int((self.split_of == UNLISTED).sum()),
+            "cache_gb": round(self.cache.frames.nbytes / 1e9, 3),
+            "fingerprint": meta["fingerprint"],
+        }
+        for i, (name, (dataset, counted)) in enumerate(parts.items()):
+            report |= {f"{name}_clips": int((self.split_of == i).sum()), f"{name}_samples": len(dataset)}
+            report |= {key: report.get(key, 0) + value for key, value in counted.items()}
+        return report
+
+
+def open_clips(config: ClipsConfig) -> Clips:
+    """Open clips, decoding them into the cache first where that has not been done.
+
+    `conditions.csv` (clip, frame, numbers) and `actions.csv` (clip, action, …) are read where the data folder
+    holds them.
+
+    Raises:
+        DataError: anything about the data that cannot be used as it is.
+    """
+    cache_dir = resolve(config.cache_dir) if config.cache_dir else outputs_root() / "cache"
+    source = _source(config)
+    settings = CacheSettings(config.image_size, config.cache_stride, config.allow_upscale)
+    cache = open_cache(source, cache_dir, settings, config.max_broken_fraction, config.decode_workers)
+    first, length, origin = _segments(np.asarray(cache.start), config.clip_length)
+    group = np.asarray(cache.hashes)[origin]
+    if config.clip_length:
+        group = mix_array(group, first - cache.start[origin])
+    labels, split_of = _labels_and_split(config, source, cache, origin, group)
+    clips = Clips(config, cache, first, length, origin, group, split_of, labels)
+    if source.is_dir() and (source / "conditions.csv").exists():
+        clips.condition_names, clips.conditions = _conditions(source / "conditions.csv", cache)
+    if config.pair_offset and not (length > 1).any():
+        raise DataError(f"pair_offset={config.pair_offset}: every clip has a single frame, and a pair needs two")
+    if config.pair_offset and not (length > config.pair_offset).any():
+        raise DataError(
+            f"pair_offset={config.pair_offset} frames is longer than every clip (the longest has {length.max()} "
+            f"frames): choose at most {length.max() - 1}"
+        )
+    clips.split("train")
+    return clips
+
+
+def _source(config: ClipsConfig) -> Path:
+    if config.data != "pushing":
+        return resolve(config.data)
+    folder = outputs_root() / "cache" / "pushing"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name("pushing.lock")):
+        if not folder.exists():
+            with Progress(400, "rendering pushing", "clip") as progress:
+                return write_pushing(folder, progress=lambda done, total: progress.update())
+        return write_pushing(folder)
+
+
+def _segments(start: np.ndarray, clip_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First slot, length and source of each clip, after cutting into pieces of `clip_length`."""
+    length = np.diff(start)
+    if not clip_length:
+        return start[:-1], length, np.arange(len(length))
+    pieces = -(-length // clip_length)
+    source = np.repeat(np.arange(len(length)), pieces)
+    nth = np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    first = start[source] + nth * clip_length
+    return first, np.minimum(clip_length, start[source + 1] - first), source
+
+
+def _labels_and_split(
+    config: ClipsConfig, source: Path, cache: FrameCache, origin: np.ndarray, group: np.ndarray
+) -> tuple[pd.DataFrame | None, np.ndarray]:
+    if config.labels:
+        labels, split = read_labels(resolve(config.labels), [name.decode() for name in cache.names])
+        return labels, split[origin]
+    actions = source / "actions.csv"
+    labels = read_actions(actions) if source.is_dir() and actions.exists() else None
+    return labels, hash_split(group, config.split_seed, config.val_fraction, config.test_fraction)
+
+
+def _conditions(path: Path, cache: FrameCache) -> tuple[list[str], np.ndarray]:
+    """The condition of every slot that decoded; zeros, never read, in the others."""
+    number = np.asarray(cache.number)
+    good = number != LEFT_OUT
+    clip = np.repeat([name.decode() for name in cache.names], np.diff(cache.start))
+    names, values = read_conditions(path, clip[good], number[good])
+    conditions = np.zeros((len(number), len(names)), np.float32)
+    conditions[good] = values
+    return names, conditions

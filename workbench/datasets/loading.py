@@ -1,0 +1,58 @@
+"""From a split to batches on the device: order, reading ahead, transfer. Nothing here keeps state."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.datasets.splits import mix
+
+PREFETCHED_BATCHES = 2
+
+Batch = dict[str, Tensor]
+
+
+class Dataset(Protocol):
+    """What the loop needs of a split: its length, raw batches, their preparation on the device, and names."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: np.ndarray) -> Batch: ...
+    def prepare(self, batch: Batch) -> Batch: ...
+    def name(self, index: int) -> str: ...
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of the n samples in an epoch: a function of (seed, epoch) alone."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, 0, epoch))).numpy()
+
+
+def batch_indices(n: int, batch_size: int, seed: int, first_step: int) -> Iterator[np.ndarray]:
+    """Endless sample indices of each step's batch, beginning at any step; every epoch leaves out n % batch_size."""
+    per_epoch = n // batch_size
+    epoch, within = divmod(first_step, per_epoch)
+    while True:
+        order = epoch_order(n, seed, epoch)
+        for i in range(within, per_epoch):
+            yield order[i * batch_size : (i + 1) * batch_size]
+        epoch, within = epoch + 1, 0
+
+
+def read_ahead(dataset: Dataset, indices: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Batches in order, read by a thread while the step before them runs."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = [(i, pool.submit(dataset.batch, i)) for i in islice(indices, PREFETCHED_BATCHES)]
+        while pending:
+            current, reading = pending.pop(0)
+            pending += [(i, pool.submit(dataset.batch, i)) for i in islice(indices, 1)]
+            yield current, reading.result()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to a device; from pinned memory where that is CUDA."""
+    if device.type == "cuda":
+        return {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
+    return {key: value.to(device) for key, value in batch.items()}

@@ -1,0 +1,72 @@
+"""Small blocks that several models share."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.losses import gaussian_kl
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What an encoder returns: a diagonal Gaussian over z, or a point where `logvar` is None.
+
+    Args:
+        mu: Mean, (b, d).
+        logvar: Natural logarithm of the variance, (b, d); None for a deterministic encoder.
+    """
+
+    mu: Float[Tensor, "b d"]
+    logvar: Float[Tensor, "b d"] | None = None
+
+    def sample(self, noise: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """mu + sigma * noise, with the caller's standard normal noise; mu where there is no variance."""
+        return self.mu if self.logvar is None else self.mu + torch.exp(0.5 * self.logvar) * noise
+
+    def kl(self) -> Float[Tensor, " b"]:
+        """KL to N(0, I) of each sample, in nats.
+
+        Raises:
+            ValueError: the encoder is deterministic.
+        """
+        if self.logvar is None:
+            raise ValueError("logvar=None: a deterministic encoder has no KL; leave the term out")
+        return gaussian_kl(self.mu, self.logvar)
+
+
+class LatentLayout:
+    """How a model's latents lie in one flat vector, in the order given.
+
+    Args:
+        parts: Shape of each latent without the batch axis, such as `LatentLayout(main=(32,), level_0=(8,))`.
+    """
+
+    def __init__(self, **parts: tuple[int, ...]) -> None:
+        self.shapes, self.slices, self.size = parts, {}, 0
+        for name, shape in parts.items():
+            self.slices[name] = slice(self.size, self.size + prod(shape))
+            self.size += prod(shape)
+
+    def flatten(self, latents: dict[str, Tensor]) -> Float[Tensor, "b d"]:
+        """Join latents of shapes (b, *shape) into one vector per sample.
+
+        Raises:
+            ValueError: a latent is missing, unknown or of another shape.
+        """
+        found = {name: tuple(z.shape[1:]) for name, z in latents.items()}
+        if found != self.shapes:
+            raise ValueError(f"latents of shapes {found}: must be {self.shapes}, without the batch axis")
+        return torch.cat([latents[name].flatten(1) for name in self.shapes], dim=1)
+
+    def unflatten(self, z: Float[Tensor, "b d"]) -> dict[str, Tensor]:
+        """The inverse of `flatten`; the parts are views of z.
+
+        Raises:
+            ValueError: z has another length.
+        """
+        if z.shape[1] != self.size:
+            raise ValueError(f"z has {z.shape[1]} values per sample: must have {self.size} ({self.shapes})")
+        return {name: z[:, part].unflatten(1, self.shapes[name]) for name, part in self.slices.items()}

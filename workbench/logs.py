@@ -1,0 +1,85 @@
+"""What a training writes down: metrics.csv and TensorBoard events, cut back on resume to the step resumed from."""
+
+import csv
+import os
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+UNITS = {
+    "mse": "per element, [-1, 1] scale",
+    "kl": "nats per sample",
+    "loss": "weighted sum of the terms",
+    "grad_norm": "before clipping",
+    "memory_mb": "peak",
+}
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MB: of the CUDA allocator where CUDA is in use, else resident memory of this process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+class Log:
+    """Appends rows to metrics.csv and scalars and pictures to TensorBoard; use as a context manager.
+
+    Args:
+        folder: Run folder.
+        step: Step resumed from; rows of later steps are cut off, as they will be computed again.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.path = folder, folder / "metrics.csv"
+        self.columns: list[str] = []
+        self._cut(step)
+        self.events = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.events.close()
+
+    def row(self, step: int, epoch: int, split: str, figures: dict[str, Any]) -> None:
+        """Write one row; `figures` are unweighted terms, learning rate and the like."""
+        entries = {"step": step, "epoch": epoch, "split": split} | figures | {"memory_mb": round(peak_memory_mb(), 1)}
+        if not self.columns:
+            self.columns = list(entries)
+            self._append(self.columns)
+        self._append([entries.get(column, "") for column in self.columns])
+        for name, value in figures.items():
+            unit = f" [{UNITS[name]}]" if name in UNITS else ""
+            self.events.add_scalar(f"{split}/{name}{unit}", value, step)
+        self.events.add_scalar(f"{split}/memory_mb", entries["memory_mb"], step)
+
+    def picture(self, step: int, figure: Figure) -> None:
+        """Save the fixed reconstructions as samples/step_<n>.png and show them in TensorBoard."""
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        figure.savefig(folder / f"step_{step:07d}.png", dpi=80)
+        self.events.add_figure("reconstructions", figure, step)
+
+    def _append(self, values: list[Any]) -> None:
+        with self.path.open("a", newline="") as handle:
+            csv.writer(handle).writerow(values)
+
+    def _cut(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open(newline="") as handle:
+            rows = [row for row in csv.reader(handle) if row]
+        kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= step]
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as handle:
+            csv.writer(handle).writerows([rows[0], *kept] if kept else [])
+        os.replace(temporary, self.path)
+        self.columns = rows[0] if kept else []

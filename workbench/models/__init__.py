@@ -1,0 +1,10 @@
+"""One file, one model; each is known by its kind, as config.json states it."""
+
+from torch import nn
+
+from workbench.config import Config
+from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
+
+MODELS: dict[str, tuple[type[nn.Module], type[Config]]] = {
+    "conv_vae": (ConvVAE, ConvVAEConfig),
+}

@@ -1,0 +1,329 @@
+"""The run folder: one per run, never overwritten, never wiped; loaded when finished, resumed when not.
+
+`outputs/<experiment>/<run>/` holds config.json (parameters, model, data, versions), status.json (what is going
+on), metrics.csv, summary.json (final figures; there when finished), checkpoints/, model.safetensors, samples/,
+figures/, TensorBoard events and the executed notebook.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from workbench import __version__
+from workbench.checkpoints import (
+    build_model,
+    load_checkpoint,
+    load_safetensors,
+    load_weights,
+    write_atomically,
+)
+from workbench.paths import outputs_root
+from workbench.progress import STATUS_VARIABLE
+
+PLACE = ("experiment", "run", "cache_dir", "decode_workers")
+"""Parameters that say where or how fast, and do not change what a run computes."""
+STALE_SECONDS = 60
+
+
+class RunError(RuntimeError):
+    """A run folder cannot be used as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; make it with `open_run`."""
+
+    path: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Content of config.json."""
+        return read_json(self.path / "config.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's notebook came to its end."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the run holds a finished model."""
+        return (self.path / "model.safetensors").exists()
+
+    def record(self, **entries: Any) -> None:
+        """Add entries such as `data` or `model` to config.json; on a resumed run they must be as before.
+
+        Raises:
+            RunError: an entry differs from what the run was begun with.
+        """
+        config = self.config
+        for key, value in entries.items():
+            value = json.loads(json.dumps(value, default=_plain))
+            if key in config and config[key] != value:
+                raise RunError(_conflict(self.path, differences({key: config[key]}, {key: value})))
+            config[key] = value
+        write_json(self.path / "config.json", config)
+
+    def figure(self, figure: Figure, name: str) -> Figure:
+        """Save a figure as figures/<name>.png and return it."""
+        (self.path / "figures").mkdir(exist_ok=True)
+        figure.savefig(self.path / "figures" / f"{name}.png", dpi=120)
+        return figure
+
+    def finish(self, **figures: Any) -> None:
+        """Write the final figures to summary.json, which marks the run as finished; a finished one is left as is."""
+        if not self.finished:
+            write_json(self.path / "summary.json", figures | {"finished": now()})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training into this folder; released however this process ends.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        with (self.path / "run.lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise RunError(
+                    f"{self.path} is in use by {handle.read()}: wait for it, or choose another run"
+                ) from None
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {platform.node()}")
+            handle.flush()
+            yield
+
+
+def open_run(parameters: Mapping[str, Any], root: Path | None = None) -> Run:
+    """Make or reopen the folder `<root>/<experiment>/<run>` of a parameter set.
+
+    Args:
+        parameters: Every resolved parameter, `experiment` and `run` among them.
+        root: Outputs folder; the project's when None.
+
+    Raises:
+        RunError: the folder belongs to another configuration (with the differences), or cannot be written.
+    """
+    path = (root or outputs_root()) / parameters["experiment"] / parameters["run"]
+    check_parameters(path, parameters)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        os.environ[STATUS_VARIABLE] = str(path / "status.json")
+        if not (path / "config.json").exists():
+            header = {
+                "parameters": dict(parameters),
+                "started": now(),
+                "versions": versions(),
+                "git_commit": git_commit(),
+            }
+            write_json(path / "config.json", header)
+        elif not (path / "summary.json").exists():
+            (path / "config.json").touch()
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}): choose another outputs folder with the environment "
+            "variable WORKBENCH_OUTPUTS, or change its permissions"
+        ) from None
+    return Run(path)
+
+
+def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
+    """Refuse a folder whose config.json was written for other parameters.
+
+    Raises:
+        RunError: with one line per difference.
+    """
+    if not (path / "config.json").exists():
+        if path.is_dir() and any(path.iterdir()):
+            raise RunError(f"{path} is not empty and holds no config.json: choose another run, or move it away")
+        return
+    before = {k: v for k, v in read_json(path / "config.json")["parameters"].items() if k not in PLACE}
+    found = differences(before, {k: v for k, v in parameters.items() if k not in PLACE})
+    if found:
+        raise RunError(_conflict(path, found))
+
+
+def _conflict(path: Path, found: list[str]) -> str:
+    lines = "\n".join(f"  {line}" for line in found)
+    return f"{path} holds a run of another configuration:\n{lines}\nGive another `run` name, or move the folder away."
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for each value that differs: `lr: 0.001 there, 0.0001 here`."""
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new, name = before.get(key, "absent"), after.get(key, "absent"), f"{prefix}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{name}.")
+        elif old != new:
+            lines.append(f"{name}: {old} there, {new} here")
+    return lines
+
+
+def find_run(experiment: str, run: str, root: Path | None = None) -> Path:
+    """Folder of an existing run.
+
+    Raises:
+        RunError: there is none; the runs of the experiment are listed.
+    """
+    folder = (root or outputs_root()) / experiment
+    if not (folder / run / "config.json").exists():
+        present = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        known = f"; it has {', '.join(present)}" if present else "; it has no runs yet"
+        raise RunError(f"no run {run!r} in {folder}{known}: train it first with notebook 02, or name another")
+    return folder / run
+
+
+def load_run(path: str | Path, checkpoint: str = "final") -> tuple[nn.Module, dict[str, Any]]:
+    """The trained model of a run, in evaluation mode on the CPU, and the run's config.json.
+
+    Args:
+        path: Run folder.
+        checkpoint: `final` (the weights training ended with) or `best` (lowest validation loss).
+
+    Raises:
+        RunError: no such run, or it is unfinished.
+        CheckpointError: its files are damaged.
+    """
+    path = Path(path)
+    if not (path / "config.json").exists():
+        raise RunError(f"{path}: no run there (no config.json)")
+    config = read_json(path / "config.json")
+    if checkpoint not in ("final", "best"):
+        raise RunError(f"checkpoint={checkpoint!r}: must be 'final' or 'best'")
+    if "model" not in config or not (path / "model.safetensors").exists():
+        state = describe_run(path)
+        raise RunError(f"{path} has no finished model (state: {state['state']}): run its notebook again to go on")
+    model = build_model(config["model"]["kind"], {k: v for k, v in config["model"].items() if k != "kind"})
+    if checkpoint == "final":
+        load_weights(model, load_safetensors(path / "model.safetensors"), path / "model.safetensors")
+    else:
+        best = path / "checkpoints" / "best.ckpt"
+        load_weights(model, load_checkpoint(best)["model"], best)
+    return model.eval(), config
+
+
+def describe_run(path: Path) -> dict[str, str]:
+    """One row of the table of runs: run, model, data, state, time, figures."""
+    config, status = read_json(path / "config.json"), _read_if_there(path / "status.json")
+    summary = _read_if_there(path / "summary.json")
+    figures = {k: v for k, v in summary.items() if isinstance(v, float)}
+    return {
+        "run": f"{path.parent.name}/{path.name}",
+        "model": config.get("model", {}).get("kind", ""),
+        "data": str(config["parameters"].get("data", "")),
+        "state": _state(summary, status),
+        "time": _duration(config, summary, status),
+        "figures": "  ".join(f"{k} {v:.4g}" for k, v in list(figures.items())[:4]),
+    }
+
+
+def _state(summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    if summary:
+        return "finished"
+    if not status:
+        return "begun"
+    progress = f"{status['what']} {status['done']}/{status['total']}" if "done" in status else ""
+    state = status["state"]
+    if state == "running" and time.time() - status["updated"] > STALE_SECONDS:
+        state = "stopped"
+    reason = status.get("reason", "")
+    return " ".join(part for part in (state, progress, reason) if part)
+
+
+def _duration(config: Mapping[str, Any], summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    end = summary.get("finished") or (status and datetime.fromtimestamp(status["updated"]).isoformat())
+    if not end:
+        return ""
+    seconds = int((datetime.fromisoformat(end) - datetime.fromisoformat(config["started"])).total_seconds())
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def table_of_runs(root: Path) -> pd.DataFrame:
+    """Every run below a folder: run, model, data, state, time, figures.
+
+    Raises:
+        RunError: the folder is absent.
+    """
+    if not root.is_dir():
+        raise RunError(f"{root}: no such folder")
+    rows = [describe_run(path.parent) for path in sorted(root.rglob("config.json")) if "parameters" in read_json(path)]
+    return pd.DataFrame(rows, columns=["run", "model", "data", "state", "time", "figures"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = ("numpy", "torchmetrics", "pillow", "av")
+    return {"workbench": __version__, "python": platform.python_version(), "torch": torch.__version__} | {
+        name: version(name) for name in packages
+    }
+
+
+def git_commit() -> str:
+    """Commit of the working tree, with `+changes` where files differ; empty outside a git checkout."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+changes",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def now() -> str:
+    """Local time to the second, ISO 8601."""
+    return datetime.now().isoformat(timespec="seconds")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); restore it, or move the run folder away") from None
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON atomically; NumPy and torch scalars become plain numbers."""
+    write_atomically(path, (json.dumps(content, indent=1, default=_plain) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be stored as JSON")
