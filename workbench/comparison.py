@@ -76,7 +76,7 @@ def reconstruction_errors(
         for name, reconstruct in methods.items():
             x, x_hat = batch["x"], reconstruct(batch["x"])
             errors = image_errors(x_hat, x) | ({"lpips": distance(x_hat, x)} if distance else {})
-            columns = {key: value.float().cpu().numpy() for key, value in errors.items()}
+            columns = {key: value.double().cpu().numpy() for key, value in errors.items()}
             parts.append(pd.DataFrame({"method": name, "group": batch["group"].cpu().numpy()} | columns))
     return pd.concat(parts, ignore_index=True)
 

@@ -41,7 +41,7 @@ class Log:
         self.folder, self.path = folder, folder / "metrics.csv"
         self.columns: list[str] = []
         self._cut(step)
-        self.events = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
+        self.events = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
     def __enter__(self) -> Self:
         return self

@@ -1,12 +1,13 @@
 """Progress that can be seen from a terminal, a notebook, and another process.
 
 One line with a bar, figures and time left. In a notebook it is a single text output, updated in place, so
-that an executed notebook keeps its last state; in a terminal it is a tqdm bar. When the environment variable
-WORKBENCH_STATUS names a file, the same figures go there as JSON, at most once a second.
+that an executed notebook keeps its last state; in a terminal it is rewritten, in a log it is a line now and then.
+When the environment variable WORKBENCH_STATUS names a file, the same figures go there as JSON, at most once a second.
 """
 
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 STATUS_VARIABLE = "WORKBENCH_STATUS"
 DISPLAY_SECONDS = 0.2
+LOG_SECONDS = 10.0
+NOTEBOOK_COLUMNS = 110
 STATUS_SECONDS = 1.0
 
 
@@ -35,19 +38,21 @@ class Progress:
         self.total, self.desc, self.unit, self.initial, self.n = total, desc, unit, initial, initial
         self.started = time.monotonic()
         self.figures = ""
-        self._shown = self._reported = 0.0
+        self._reported = 0.0
+        self._shown = self.started
         self._handle = _notebook_display()
-        self._bar = None if self._handle else tqdm(total=total, desc=desc, unit=unit, initial=initial)
+        self._terminal = sys.stderr.isatty()
+        self._interval = DISPLAY_SECONDS if self._handle or self._terminal else LOG_SECONDS
 
     def update(self, n: int = 1, figures: str = "") -> None:
         """Advance by n units; `figures` replaces the text behind the bar when given."""
         self.n += n
         self.figures = figures or self.figures
-        now = time.monotonic()
-        if now - self._shown >= DISPLAY_SECONDS or self.n >= self.total:
+        now, completed = time.monotonic(), n > 0 and self.n >= self.total
+        if now - self._shown >= self._interval:
             self._shown = now
             self._show()
-        if now - self._reported >= STATUS_SECONDS or self.n >= self.total:
+        if now - self._reported >= STATUS_SECONDS or completed:
             self._reported = now
             self._report("running")
 
@@ -61,34 +66,35 @@ class Progress:
         return self.seconds() / done * (self.total - self.n) if done > 0 else None
 
     def __enter__(self) -> Self:
-        self._show()
+        if self._handle or self._terminal:
+            self._show()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._show()
-        if self._bar is not None:
-            self._bar.close()
+        if self._terminal and not self._handle:
+            print(file=sys.stderr, flush=True)
         self._report("running" if kind is None else "stopped")
 
     def _show(self) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(self.figures, refresh=False)
-            self._bar.n = self.n
-            self._bar.refresh()
+        if self._handle:
+            self._handle.update({"text/plain": self._line(NOTEBOOK_COLUMNS)}, raw=True)
+        elif self._terminal:
+            line = self._line(shutil.get_terminal_size().columns - 1)
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
         else:
-            self._handle.update({"text/plain": self._line()}, raw=True)
+            print(self._line(None), file=sys.stderr, flush=True)
 
-    def _line(self) -> str:
-        elapsed = time.monotonic() - self.started
+    def _line(self, columns: int | None) -> str:
         return tqdm.format_meter(
             self.n,
             self.total,
-            elapsed,
+            self.seconds(),
             prefix=self.desc,
             unit=self.unit,
             initial=self.initial,
             postfix=self.figures or None,
-            ncols=110,
+            ncols=columns,
         )
 
     def _report(self, state: str) -> None:
@@ -104,9 +110,12 @@ class Progress:
 
 
 def write_status(state: str, **entries: Any) -> None:
-    """Write {state, host, pid, updated, …} to the file named by WORKBENCH_STATUS, atomically; no file, no-op."""
+    """Write {state, host, pid, updated, …} to the file named by WORKBENCH_STATUS, atomically.
+
+    Nothing is written where no file is named, or where its folder has been moved away.
+    """
     target = os.environ.get(STATUS_VARIABLE)
-    if not target:
+    if not target or not Path(target).parent.is_dir():
         return
     entries = {
         "state": state,

@@ -1,0 +1,43 @@
+# `make run` and `make test` need Python 3.11 or newer with venv, and make; they build .venv themselves.
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
+USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(USABLE)' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := .venv/bin
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
+
+.PHONY: run test test-fast lint bench lab doctor help
+
+run: .venv/installed  ## train on the embedded clips and walk in their latent space: outputs/demo
+	$(BIN)/workbench run params/demo
+
+test: .venv/installed lint  ## ruff, pytest (slow tests too), nbval over the notebooks
+	$(BIN)/python -m pytest
+	OUT=$$(mktemp -d) && trap 'rm -rf "$$OUT"' EXIT && WORKBENCH_OUTPUTS=$$OUT $(BIN)/python -m pytest \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider notebooks
+
+test-fast: .venv/installed  ## the tests of a few seconds each
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+bench: .venv/installed  ## timings side by side, as tables
+	$(BIN)/python -m benchmarks
+
+lab: .venv/installed  ## JupyterLab on this machine, behind a token
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT)
+
+doctor: .venv/installed  ## what is installed, what is missing, what to do
+	$(BIN)/workbench doctor
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile
+
+.venv/installed: pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.11 or newer with venv found: install one (Debian: apt install python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "creating .venv with $(PYTHON)"; $(PYTHON) -m venv --clear .venv; }
+	@echo "installing into .venv: about 2 GB, more with CUDA; goes on where it stopped if interrupted"
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

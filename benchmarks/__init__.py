@@ -1,0 +1,1 @@
+"""Timings side by side in one run, each with its limit; `make bench` prints them all."""
