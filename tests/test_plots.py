@@ -57,9 +57,7 @@ def test_image_grid_draws_the_images_it_is_given() -> None:
         for drawn, x in zip(ax.images, images, strict=True):
             pixels = np.asarray(drawn.get_array())
             assert 0 <= pixels.min() and pixels.max() <= 1
-            np.testing.assert_allclose(
-                pixels.reshape(*x.shape[1:], -1), (x.permute(1, 2, 0) + 1) / 2, atol=1e-6
-            )
+            np.testing.assert_allclose(pixels.reshape(*x.shape[1:], -1), (x.permute(1, 2, 0) + 1) / 2, atol=1e-6)
             assert drawn.get_clim() == (0, 1)
     assert [tick.get_text() for tick in fig.axes[-1].get_xticklabels()] == ["a", "b", "c", "d"]
     assert fig.axes[-1].get_xlabel() == "clip"
@@ -184,7 +182,7 @@ def test_kl_spectrum_sorts_the_dimensions() -> None:
     assert [bar.get_height() for bar in bars.patches] == [4, 3, 1, 0]
     np.testing.assert_allclose(share.lines[0].get_ydata(), [50, 87.5, 100, 100])
     assert bars.get_title() == "not collapsed: 3 of 4" and "[nats]" in bars.get_ylabel()
-    assert len(texts(bars.get_legend())) == 2
+    assert len(texts(fig.legends[0])) == 2
 
 
 def test_kl_spectrum_of_a_collapsed_posterior_has_no_share() -> None:
@@ -211,12 +209,8 @@ def test_latent_map_of_classes_has_a_legend(column: type) -> None:
     classes = sorted(set(names))
     assert texts(fig.legends[0]) == classes and fig.legends[0].get_title().get_text() == "action"
     for name, drawn in zip(classes, fig.axes[0].collections, strict=True):
-        np.testing.assert_allclose(
-            drawn.get_offsets(), z[[i for i in range(30) if names[i] == name]], atol=1e-6
-        )
-    looks = {
-        (to_rgb(d.get_facecolor()[0]), d.get_paths()[0].vertices.tobytes()) for d in fig.axes[0].collections
-    }
+        np.testing.assert_allclose(drawn.get_offsets(), z[[i for i in range(30) if names[i] == name]], atol=1e-6)
+    looks = {(to_rgb(d.get_facecolor()[0]), d.get_paths()[0].vertices.tobytes()) for d in fig.axes[0].collections}
     assert len(looks) == 12  # colours repeat after ten classes, colour and marker together do not
 
 
@@ -230,3 +224,14 @@ def test_path_lengths_draws_every_ratio() -> None:
     np.testing.assert_allclose(drawn[1], [1.0, 1.3])
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["lerp", "slerp"]
     assert "straight path" in texts(ax.get_legend())
+
+
+def test_latent_map_of_many_classes_names_the_frequent_ones() -> None:
+    classes = [f"class {i:02d}" for i in range(20)]
+    column = np.repeat(classes, [1 + i % 7 for i in range(20)])
+    z2 = torch.randn(len(column), 2, generator=torch.Generator().manual_seed(0))
+    fig = plots.latent_map(z2, column, "class", "many")
+    shown = texts(fig.legends[0])
+    assert len(shown) == 12 and shown[0] == "9 others"
+    assert {f"class {i:02d}" for i in (6, 13, 5, 12, 19)} <= set(shown) and "class 00" not in shown
+    assert sum(len(points.get_offsets()) for points in fig.axes[0].collections) == len(column)

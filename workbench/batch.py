@@ -1,11 +1,13 @@
 """A folder of parameter files through papermill: validated first, executed in order, resumed when run again."""
 
+import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +16,15 @@ from typing import Any
 import papermill
 import psutil
 import yaml
-from nbclient.exceptions import DeadKernelError
+from jupyter_client import AsyncKernelManager
 from nbconvert import HTMLExporter
 
 from workbench.checkpoints import write_atomically
 from workbench.config import ConfigError, nearest
 from workbench.parameters import check, declared, read_file
-from workbench.paths import outputs_root, project_root
-from workbench.runs import Run, check_parameters, open_run, read_json
-from workbench.training import PREEMPTED_EXIT
+from workbench.paths import OUTPUTS_VARIABLE, outputs_root, project_root
+from workbench.process import PREEMPTED_EXIT, Preempted, handled
+from workbench.runs import Run, check_parameters, open_run, read_json, run_path
 
 REFRESH_SECONDS = 0.5
 QUIET_SECONDS = 20
@@ -50,7 +52,7 @@ def plan(folder: Path, overrides: Mapping[str, str]) -> list[Task]:
     if not folder.is_dir():
         raise ConfigError([(str(folder), "no such folder of parameter files")])
     root = project_root(folder)
-    files = sorted(folder.glob("*.yaml"))
+    files = sorted(folder.glob("*.y*ml"))
     if not files:
         raise ConfigError([(str(folder), "holds no parameter files (<notebook>.yaml)")])
     notebooks = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
@@ -58,6 +60,8 @@ def plan(folder: Path, overrides: Mapping[str, str]) -> list[Task]:
     tasks, known = [], set()
     for path in files:
         try:
+            if path.suffix != ".yaml":
+                raise ConfigError([(str(path), "must end in .yaml")])
             if path.stem not in notebooks:
                 raise ConfigError([(str(path), f"no notebook of that name; {nearest(path.stem, notebooks)}")])
             parameters = declared(notebooks[path.stem])
@@ -65,20 +69,22 @@ def plan(folder: Path, overrides: Mapping[str, str]) -> list[Task]:
             given = {"experiment": _experiment(folder, root)} | read_file(path)
             given |= {k: _value(v, parameters[k].type) for k, v in overrides.items() if k in parameters}
             resolved = check(notebooks[path.stem], given, _relative(path, root))
-            check_parameters(outputs_root() / resolved["experiment"] / resolved["run"], resolved)
+            check_parameters(run_path(resolved), resolved)
             tasks.append(Task(notebooks[path.stem], given, resolved))
         except ConfigError as error:
-            found += error.problems
-            found[-len(error.problems) :] = [_placed(problem, path, root) for problem in error.problems]
+            found += [_placed(problem, path, root, overrides) for problem in error.problems]
     found += [(f"unknown parameter {key!r}", nearest(key, known)) for key in overrides if known and key not in known]
     if found:
         raise ConfigError(found)
     return tasks
 
 
-def _placed(problem: tuple[str, str], path: Path, root: Path) -> tuple[str, str]:
+def _placed(problem: tuple[str, str], path: Path, root: Path, overrides: Mapping[str, str]) -> tuple[str, str]:
+    """The problem with the place where the value was given."""
     what, rule = problem
     place = _relative(path, root)
+    if what.partition("=")[0] in overrides:
+        return f"-p {what}, for {place}", rule
     return (what if place in what or str(path) in what else f"{what} in {place}", rule)
 
 
@@ -93,15 +99,14 @@ def _experiment(folder: Path, root: Path) -> str:
     return str(folder.relative_to(params)) if folder.is_relative_to(params) else folder.name
 
 
-def _value(text: str, kind: type) -> Any:
+def _value(text: str, kind: Any) -> Any:
     """A value typed on the command line; unlike in YAML, 1e-4 is a number here."""
     if kind is str:
         return text
-    value = yaml.safe_load(text)
     try:
-        return float(value) if kind is float else value
-    except (TypeError, ValueError):
-        return value
+        return float(text) if kind is float else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
 
 
 def run_folder(folder: Path, overrides: Mapping[str, str]) -> int:
@@ -113,19 +118,29 @@ def run_folder(folder: Path, overrides: Mapping[str, str]) -> int:
     Raises:
         ConfigError, RunError: before anything starts.
     """
+    root = project_root(folder)
+    outputs = outputs_root() if os.environ.get(OUTPUTS_VARIABLE) else root / "outputs"
+    os.environ[OUTPUTS_VARIABLE] = str(outputs)  # absolute, as kernels work in another folder
     tasks = plan(folder, overrides)
     started = time.monotonic()
-    for task in tasks:
-        code = run_task(task, project_root(folder))
-        if code:
-            return code
-    outputs = outputs_root() / tasks[0].resolved["experiment"]
-    print(f"done in {_clock(time.monotonic() - started)}; look at {outputs}/*/*.html")
+    with forwarded_signals() as arrived:
+        for task in tasks:
+            code = run_task(task, root, arrived)
+            if code:
+                return code
+    pages = outputs / tasks[0].resolved["experiment"] / "*" / "*.html"
+    print(f"done in {_clock(time.monotonic() - started)}; look at {pages}")
     return 0
 
 
-def run_task(task: Task, root: Path) -> int:
-    """Execute one notebook into its run folder, and write an HTML page of it."""
+def run_task(task: Task, root: Path, arrived: Sequence[int] = ()) -> int:
+    """Execute one notebook into its run folder, and write an HTML page of it.
+
+    Args:
+        task: What to execute.
+        root: The project; kernels work there.
+        arrived: The signals that have arrived, see `forwarded_signals`.
+    """
     run, name = open_run(task.resolved), task.notebook.stem
     output, page = run.path / task.notebook.name, run.path / f"{name}.html"
     if run.finished and output.exists():
@@ -134,18 +149,31 @@ def run_task(task: Task, root: Path) -> int:
         print(f"{name}: finished on {read_json(run.path / 'summary.json')['finished']}, left as it is ({run.path})")
         return 0
     started = time.monotonic()
-    with forwarded_signals() as arrived, shown(run, name):
-        error = execute(task, output, root)
-    if arrived:
-        number = arrived[0]
-        print(f"{name}: stopped by {signal.Signals(number).name}; run the same command again to go on")
-        return 130 if number == signal.SIGINT else PREEMPTED_EXIT
+    with shown(run, name):
+        error = "" if arrived else execute(task, output, root)
+    if arrived or error.startswith(Preempted.__name__):
+        reason = signal.Signals(arrived[0]).name if arrived else "a signal to its kernel"
+        print(f"{name}: stopped by {reason}; run the same command again to go on")
+        return 130 if signal.SIGINT in arrived else PREEMPTED_EXIT
     if error:
         print(f"{name}: FAILED after {_clock(time.monotonic() - started)}\n{error}\nexecuted notebook: {output}")
         return 1
     write_page(output, page)
     print(f"{name}: done in {_clock(time.monotonic() - started)} ({page})")
     return 0
+
+
+class LocalKernel(AsyncKernelManager):
+    """A kernel spoken to through sockets in a private folder, not through TCP ports that other users can reach."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._sockets = tempfile.TemporaryDirectory(prefix="kernel-")
+        super().__init__(transport="ipc", connection_file=f"{self._sockets.name}/kernel.json", **settings)
+
+    def cleanup_ipc_files(self) -> None:
+        """Remove the folder too, once the kernel has ended."""
+        super().cleanup_ipc_files()
+        self._sockets.cleanup()
 
 
 def execute(task: Task, output: Path, root: Path) -> str:
@@ -159,13 +187,14 @@ def execute(task: Task, output: Path, root: Path) -> str:
             str(output),
             parameters=task.given,
             kernel_name="python3",
+            kernel_manager_class=LocalKernel,
             cwd=str(root),
             progress_bar=False,
             store_widget_state=False,
         )
     except papermill.PapermillExecutionError as error:
-        return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-    except DeadKernelError as error:
+        return f"{error.ename} in cell [{error.exec_count}]: {error.evalue}"
+    except RuntimeError as error:  # DeadKernelError, or a kernel that died while it started
         return f"the kernel died: {error} (out of memory, or killed from outside)"
     return ""
 
@@ -178,7 +207,7 @@ def write_page(notebook: Path, page: Path) -> None:
 
 @contextmanager
 def forwarded_signals() -> Iterator[list[int]]:
-    """Pass SIGTERM, SIGUSR1 and SIGINT on to the kernels, so that a training writes its checkpoint.
+    """Pass SIGTERM, SIGUSR1 and SIGINT on to the kernel, so that a training writes its checkpoint.
 
     Yields:
         The signals that arrived.
@@ -187,19 +216,15 @@ def forwarded_signals() -> Iterator[list[int]]:
 
     def forward(number: int, frame: Any) -> None:
         arrived.append(number)
-        for child in psutil.Process().children(recursive=True):
-            if any("ipykernel" in part for part in child.cmdline()):
-                child.send_signal(number)
+        for child in psutil.Process().children():
+            try:
+                if any("ipykernel" in part for part in child.cmdline()):
+                    child.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(forward):
         yield arrived
-        return
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    try:
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -4,11 +4,12 @@ Nothing here runs code from a file: checkpoints are read with `weights_only`, mo
 """
 
 import json
+import math
 import os
 import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,22 @@ from torch import Tensor, nn
 from workbench.config import Config
 from workbench.models import MODELS
 from workbench.models.conv_vae import ConvVAEConfig
+
+DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+)
+"""What reading a damaged checkpoint raises."""
+NAMED_KEYS = 5
 
 
 class CheckpointError(ValueError):
@@ -47,39 +64,69 @@ def _publish(handle: Any, temporary: Path, path: Path) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors and plain values atomically; a kill at any instant leaves the previous checkpoint whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        torch.save(state, handle)
-        _publish(handle, temporary, path)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a training checkpoint onto the CPU, without running code from it.
+    """Save tensors and plain values atomically; a kill at any instant leaves the previous checkpoint whole.
 
     Raises:
-        CheckpointError: the file is damaged, or holds anything but tensors and plain values.
+        CheckpointError: the disk is full, or fails otherwise.
     """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as handle:
+            torch.save(state, handle)
+            _publish(handle, temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__ or error  # torch hides the disk's error
+        reason = str(cause).split("\n")[0]
+        raise CheckpointError(
+            f"{path}: cannot be written ({reason}); the checkpoint before it is whole: see to the disk and run again"
+        ) from None
+
+
+def load_checkpoint(path: Path, needs: Iterable[str] = ()) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU, without running code from it.
+
+    Args:
+        path: The file.
+        needs: Keys that it must have.
+
+    Raises:
+        CheckpointError: the file is damaged, holds anything but tensors and plain values, or lacks a key.
+    """
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no state dict (names to tensors); give the file of the model's weights")
+    absent = [key for key in needs if key not in content]
+    if absent:
+        raise CheckpointError(f"{path}: holds no {', '.join(absent)}, so no training goes on from it; move it aside")
+    return content
+
+
+def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error.__context__ or error).split("\n")[0].split(". Please")[0]
         raise CheckpointError(
-            f"{path}: refused, as it holds more than tensors and plain values, and reading it could run code ({reason})"
+            f"{path}: refused, as it holds more than tensors and plain values, and reading that could run code "
+            f"({reason}); save the state dict alone, with torch.save or as safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise CheckpointError(f"{path}: no such file") from None
-        reason = str(error).split("\n")[0]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except DAMAGE as error:
+        reason = str(error).split("\n")[0].split(". This is")[0] or type(error).__name__
         raise CheckpointError(
             f"{path}: damaged or not a checkpoint ({reason}); restore a copy of it, or move it aside to begin again"
         ) from None
 
 
 def save_model(path: Path, model: nn.Module, kind: str) -> None:
-    """Write `model.safetensors` atomically, with the model's kind and configuration as metadata."""
+    """Write `model.safetensors` atomically, with the model's kind and configuration as metadata key `config`.
+
+    One key alone, as safetensors writes several in no fixed order: the same weights give the same bytes.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"kind": kind, "config": json.dumps(model.config.model_dump())}
+    metadata = {"config": json.dumps({"kind": kind} | model.config.model_dump())}
     write_atomically(path, save(tensors, metadata))
 
 
@@ -95,22 +142,27 @@ def build_model(kind: str, config: Mapping[str, Any]) -> nn.Module:
     return model_class(config_class(**config))
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], source: Path, names: Mapping[str, str] | None = None
+) -> None:
     """Copy weights into a model: every key must be there, none may be extra, every shape must fit.
+
+    Args:
+        names: What a message calls a key, where the file has another name for it.
 
     Raises:
         CheckpointError: naming up to five keys of each kind of misfit.
     """
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in weights]
-    extra = [key for key in weights if key not in expected]
+    expected, named = model.state_dict(), names or {}
+    missing = [named.get(key, key) for key in expected if key not in weights]
+    extra = [named.get(key, key) for key in weights if key not in expected]
     misshapen = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
+        f"{named.get(key, key)} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
         for key in expected
         if key in weights and weights[key].shape != expected[key].shape
     ]
     problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:5])}{', …' if len(keys) > 5 else ''}"
+        f"{len(keys)} {what}: {', '.join(keys[:NAMED_KEYS])}{', …' if len(keys) > NAMED_KEYS else ''}"
         for what, keys in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
         if keys
     ]
@@ -154,21 +206,30 @@ def load_foreign(kind: str, path: str | Path, config: Config | None = None) -> n
         raise CheckpointError(f"kind {kind!r}: must be one of {', '.join(FOREIGN)}")
     path = Path(path)
     weights = _state_dict(path)
-    rename, infer = FOREIGN[kind]
-    weights = {rename(key): tensor for key, tensor in weights.items()}
+    ours, infer = FOREIGN[kind]
+    weights = {_renamed(key, ours): tensor for key, tensor in weights.items()}
+    theirs = {our: their for their, our in ours.items()}
     model = MODELS[kind][0](config or infer(weights, path))
-    load_weights(model, weights, path)
+    load_weights(model, weights, path, {key: _renamed(key, theirs) for key in {**model.state_dict(), **weights}})
     return model.eval()
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     content = load_safetensors(path) if path.suffix == ".safetensors" else load_checkpoint(path)
     for wrapper in ("model_state_dict", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+        if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: holds no state dict (names to tensors); give the file of the model's weights")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    weights = {str(key).removeprefix("module."): value for key, value in content.items()}
+    if len(weights) < len(content):
+        raise CheckpointError(f"{path}: holds some keys both with and without the prefix 'module.'; keep one of each")
+    return weights
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    """The key with its beginning replaced by the name that stands for it."""
+    return next((new + key[len(old) :] for old, new in names.items() if key.startswith(old)), key)
 
 
 _CONV_VAE_NAMES = {
@@ -179,23 +240,28 @@ _CONV_VAE_NAMES = {
 }
 
 
-def _rename_conv_vae(key: str) -> str:
-    return next((ours + key[len(name) :] for name, ours in _CONV_VAE_NAMES.items() if key.startswith(name)), key)
-
-
 def _infer_conv_vae(weights: Mapping[str, Tensor], path: Path) -> ConvVAEConfig:
     """Sizes of a ConvVAE from the shapes of its encoder and its latent layer."""
     stages = sorted(int(match[1]) for key in weights if (match := re.fullmatch(r"encoder\.(\d+)\.0\.weight", key)))
+    convolutions = [weights[f"encoder.{i}.0.weight"] for i in stages]
     if not stages or "to_mu.weight" not in weights:
         raise CheckpointError(f"{path}: has no encoder.0.0.weight or fc_mu.weight, so it is no conv_vae checkpoint")
-    dims = [weights[f"encoder.{i}.0.weight"].shape[0] for i in stages]
+    if weights["to_mu.weight"].dim() != 2 or any(convolution.dim() != 4 for convolution in convolutions):
+        raise CheckpointError(f"{path}: fc_mu.weight must have 2 axes and each encoder.*.0.weight 4; give config")
+    dims = [convolution.shape[0] for convolution in convolutions]
     latent_dim, features = weights["to_mu.weight"].shape
+    grid = math.isqrt(features // dims[-1])
+    if grid == 0 or features != dims[-1] * grid**2:
+        raise CheckpointError(
+            f"{path}: fc_mu.weight reads {features} features, which are no square images of {dims[-1]} channels"
+        )
     return ConvVAEConfig(
-        image_size=round((features / dims[-1]) ** 0.5) * 2 ** len(dims),
-        in_channels=weights["encoder.0.0.weight"].shape[1],
+        image_size=grid * 2 ** len(dims),
+        in_channels=convolutions[0].shape[1],
         latent_dim=latent_dim,
         hidden_dims=dims,
     )
 
 
-FOREIGN = {"conv_vae": (_rename_conv_vae, _infer_conv_vae)}
+FOREIGN = {"conv_vae": (_CONV_VAE_NAMES, _infer_conv_vae)}
+"""For each kind, beginnings of keys in foreign checkpoints with our names for them, and how its sizes are read off."""

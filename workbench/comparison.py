@@ -100,6 +100,11 @@ def paired_verdict(errors: pd.DataFrame, method: str, floor: str, figure: str = 
     by_group = errors.pivot_table(index="group", columns="method", values=figure)
     gain = by_group[floor] - by_group[method]
     mean, error = gain.mean(), gain.sem()
+    if len(gain) < 2:
+        return (
+            f"{figure} of {method} against {floor} cannot be decided on one held-out clip: "
+            f"{by_group[method].mean():.5f} against {by_group[floor].mean():.5f}"
+        )
     word = "below" if mean > 2 * error else "above" if mean < -2 * error else "not distinguishable from"
     return (
         f"{figure} of {method} is {word} that of {floor}: {by_group[method].mean():.5f} against "
@@ -149,24 +154,30 @@ def copy_frame_errors(dataset: ClipDataset, offsets: Sequence[int], max_clips: i
 
     Args:
         dataset: Its clips are used, the first `max_clips` of them.
-        offsets: Distances in frames, each shorter than some clip.
+        offsets: Distances in frames that decoded, from 1, each shorter than some clip.
 
     Returns:
         Columns offset, pairs, mse (per element, [-1, 1] scale), psnr (mean over pairs, dB), one row per offset.
 
     Raises:
-        ValueError: an offset that no clip is long enough for.
+        ValueError: an offset below 1, or one that no clip is long enough for.
     """
-    clips = [dataset.clips.clip(segment) for segment in np.unique(dataset.segment)[:max_clips]]
+    if min(offsets) < 1:
+        raise ValueError(f"offset {min(offsets)}: must be at least 1")
+    errors: dict[int, list[Tensor]] = {offset: [] for offset in offsets}
+    longest = 0
+    for segment in np.unique(dataset.segment)[:max_clips]:
+        clip = dataset.clips.clip(segment)
+        longest = max(longest, len(clip))
+        for offset in errors:
+            errors[offset].append(mse(clip[offset:], clip[: max(0, len(clip) - offset)]))
     rows = []
     for offset in offsets:
-        long = [clip for clip in clips if len(clip) > offset]
-        if not long:
-            longest = max(len(clip) for clip in clips)
+        error = torch.cat(errors[offset])
+        if not len(error):
             raise ValueError(f"offset {offset}: no clip is longer (the longest has {longest} frames); lower it")
-        errors = mse(torch.cat([clip[:-offset] for clip in long]), torch.cat([clip[offset:] for clip in long]))
-        psnr = 10 * torch.log10(4 / errors.clamp_min(1e-10))
-        rows.append({"offset": offset, "pairs": len(errors), "mse": float(errors.mean()), "psnr": float(psnr.mean())})
+        psnr = 10 * torch.log10(4 / error.clamp_min(1e-10))
+        rows.append({"offset": offset, "pairs": len(error), "mse": float(error.mean()), "psnr": float(psnr.mean())})
     return pd.DataFrame(rows)
 
 

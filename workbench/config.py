@@ -1,10 +1,14 @@
 """Checked settings: a frozen pydantic model whose errors name the key, the value, the rule and the remedy."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+C = TypeVar("C", bound="Config")
 
 
 class ConfigError(ValueError):
@@ -41,7 +45,7 @@ class Config(BaseModel):
             raise ConfigError(problems(error, type(self).model_fields)) from None
 
     @classmethod
-    def pick(cls, parameters: Mapping[str, Any]) -> Self:
+    def pick(cls: type[C], parameters: Mapping[str, Any]) -> C:
         """Build from the entries of a flat parameter dict that this class knows; the others are ignored."""
         return cls(**{name: parameters[name] for name in cls.model_fields if name in parameters})
 
@@ -57,7 +61,7 @@ def problems(error: ValidationError, known: Iterable[str]) -> list[tuple[str, st
     """What pydantic found, as (what, rule) pairs in the words of this project."""
     found = []
     for problem in error.errors():
-        name = str(problem["loc"][0]) if problem["loc"] else ""
+        name = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             found.append((f"unknown parameter {name!r}", nearest(name, known)))
         elif name:
@@ -73,24 +77,23 @@ def rule(problem: Mapping[str, Any]) -> str:
     context = problem.get("ctx", {})
     match problem["type"]:
         case "greater_than_equal":
-            return f"must be at least {context['ge']}"
+            return f"must be at least {context['ge']:g}"
         case "greater_than":
-            return f"must be more than {context['gt']}"
+            return f"must be more than {context['gt']:g}"
         case "less_than_equal":
-            return f"must be at most {context['le']}"
+            return f"must be at most {context['le']:g}"
         case "less_than":
-            return f"must be less than {context['lt']}"
+            return f"must be less than {context['lt']:g}"
         case "literal_error":
             return f"must be {context['expected']}"
         case "missing":
             return "must be given"
         case "float_type" | "int_type" if _is_number(problem["input"]):
-            return (
-                f"must be a number, and this is text; YAML reads 1e-4 as text: write "
-                f"{_as_yaml(float(problem['input']))} without quotes"
-            )
+            return _number_in_text(problem["input"], whole=problem["type"] == "int_type")
         case "float_type":
             return "must be a number"
+        case "finite_number":
+            return "must be finite"
         case "int_type" | "int_from_float":
             return "must be a whole number"
         case "bool_type":
@@ -99,19 +102,27 @@ def rule(problem: Mapping[str, Any]) -> str:
             return "must be text; put it in quotes"
         case "list_type":
             return "must be a list, such as [32, 64, 128]"
+        case "too_short":
+            return f"must have at least {context['min_length']} entry"
         case _:
             return problem["msg"].removeprefix("Value error, ")
 
 
 def _is_number(value: Any) -> bool:
     try:
-        float(value)
-    except (TypeError, ValueError):
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
         return False
-    return isinstance(value, str)
 
 
-def _as_yaml(value: float) -> str:
-    """A float as YAML 1.1 reads it back: an exponent needs a dot before it."""
-    text = repr(value)
-    return text.replace("e", ".0e") if "e" in text and "." not in text else text
+def _number_in_text(text: str, whole: bool) -> str:
+    """What to write in place of a number that arrived as text; YAML 1.1 wants a dot and a sign in 1.0e-4."""
+    value, (mantissa, _, exponent) = float(text), text.strip().lower().partition("e")
+    if whole and not value.is_integer():
+        return "must be a whole number"
+    if not exponent:
+        return f"must be a number, and this is text: write {mantissa} without quotes"
+    decimal = f"{value:.17f}".rstrip("0").rstrip(".")
+    full = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
+    ways = [full] * (not whole) + [decimal] * (float(decimal) == value)
+    return f"must be a number, and YAML reads {text.strip()} as text: write {' or '.join(ways)} without quotes"

@@ -1,8 +1,8 @@
 """`workbench doctor`: what is there, what is missing, and what to do about it."""
 
-import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ from pathlib import Path
 
 MIN_PYTHON = (3, 11)
 MIN_FREE_GB = 2.0
+PYTHONS = ("python", f"python{sys.version_info[0]}", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+"""Names that a kernel specification may give for the Python that starts the kernel, as jupyter_client reads them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def _torch() -> Finding:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return Finding(False, f"torch cannot be imported: {error}", "run `make .venv` again")
+        return Finding(False, f"torch cannot be imported: {error}", "delete .venv and run `make doctor`")
     return Finding(True, f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads")
 
 
@@ -81,9 +83,11 @@ def _step() -> Finding:
     """A forward and a backward pass of the smallest ConvVAE on the device that training would take."""
     import torch
 
-    from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
-    from workbench.training import pick_device
-
+    try:
+        from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
+        from workbench.process import pick_device
+    except ImportError as error:
+        return Finding(False, f"the workbench cannot be imported: {error}", "delete .venv and run `make doctor`")
     device = pick_device()
     try:
         model = ConvVAE(ConvVAEConfig(image_size=8, latent_dim=2, hidden_dims=[4, 4])).to(device)
@@ -119,8 +123,20 @@ def _kernel() -> Finding:
         spec = KernelSpecManager().get_kernel_spec("python3")
     except NoSuchKernel:
         return Finding(False, "no Jupyter kernel named python3", remedy)
-    program = shutil.which(spec.argv[0]) if os.sep not in spec.argv[0] else spec.argv[0]
-    ours = spec.argv[0] in ("python", "python3") or (program and os.path.samefile(program, sys.executable))
-    if not ours:
+    program = sys.executable if spec.argv[0] in PYTHONS else shutil.which(spec.argv[0])
+    if program is None or _prefix(program) != sys.prefix:
         return Finding(False, f"kernel python3 starts another Python: {spec.argv[0]}", remedy)
     return Finding(True, f"kernel python3 ({spec.resource_dir})")
+
+
+def _prefix(program: str) -> str:
+    """The environment that a Python belongs to; empty where it does not start."""
+    if program == sys.executable:
+        return sys.prefix
+    try:
+        done = subprocess.run(
+            [program, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

@@ -6,7 +6,7 @@ import resource
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ class Log:
         self._cut(step)
         self.events = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

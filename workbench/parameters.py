@@ -5,21 +5,56 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from workbench.config import Config, ConfigError, problems
 from workbench.datasets.clips import ClipsConfig
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.paths import project_root
+from workbench.process import DeviceName
 from workbench.training import TrainConfig
 
+
+class InspectConfig(Config):
+    """Ranges of what notebook 01 shows and measures."""
+
+    offsets: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
+    shown_clips: int = Field(1, ge=1)
+    measured_clips: int = Field(1, ge=1)
+
+
+class EvaluationConfig(Config):
+    """Ranges of how notebook 02 evaluates; 0 samples means all."""
+
+    floor_samples: int = Field(0, ge=0)
+    eval_samples: int = Field(0, ge=0)
+    active_threshold: float = Field(0.01, ge=0)
+
+
+class WalkConfig(Config):
+    """Ranges of the walks of notebook 04; 0 samples means all."""
+
+    checkpoint: Literal["final", "best"] = "final"
+    split: Literal["train", "val", "test"] = "test"
+    seed: int = Field(0, ge=0)
+    device: DeviceName = "auto"
+    batch_size: int = Field(64, ge=1)
+    eval_samples: int = Field(0, ge=0)
+    steps: int = Field(2, ge=2)
+    shown_pairs: int = Field(1, ge=1)
+    measured_pairs: int = Field(1, ge=1)
+    measured_steps: int = Field(2, ge=2)
+    dimensions: int = Field(1, ge=1)
+    span: float = Field(3.0, gt=0, allow_inf_nan=False)
+
+
 CONFIGS: dict[str, tuple[type[Config], ...]] = {
-    "01_inspect_data": (ClipsConfig,),
-    "02_train_vae": (ClipsConfig, ConvVAEConfig, TrainConfig),
-    "04_interpolate_latents": (),
+    "01_inspect_data": (ClipsConfig, InspectConfig),
+    "02_train_vae": (ClipsConfig, ConvVAEConfig, TrainConfig, EvaluationConfig),
+    "04_interpolate_latents": (WalkConfig,),
 }
 """The settings classes that each notebook's parameters go into; their ranges hold for its parameter files."""
 
@@ -46,30 +81,45 @@ def declared(notebook: Path) -> dict[str, Parameter]:
     if not tagged:
         raise ConfigError([(str(notebook), "must have a cell tagged 'parameters'")])
     source = "".join(tagged[0]["source"])
-    lines, found = source.splitlines(), {}
-    for node in ast.parse(source).body:
-        annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
-        if annotation not in TYPES:
-            raise ConfigError([(ast.unparse(node), f"must read `name: type = value`, type one of {', '.join(TYPES)}")])
-        text = lines[node.end_lineno - 1].partition("#")[2].strip()
-        found[node.target.id] = Parameter(TYPES[annotation], ast.literal_eval(node.value), text)
-    return found
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError as error:
+        raise ConfigError([(str(notebook), f"line {error.lineno} of its parameters cell: {error.msg}")]) from None
+    return dict(_parameter(node, source.splitlines(), notebook) for node in nodes)
+
+
+def _parameter(node: ast.stmt, lines: list[str], notebook: Path) -> tuple[str, Parameter]:
+    """Name and content of one line of a parameters cell."""
+    try:
+        kind, default = TYPES[ast.unparse(node.annotation)], ast.literal_eval(node.value)
+    except (AttributeError, KeyError, ValueError):
+        rule = f"must read `name: type = value`, type one of {', '.join(TYPES)}, value written out"
+        raise ConfigError([(f"{ast.unparse(node)} in {notebook}", rule)]) from None
+    rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+    return node.target.id, Parameter(kind, default, rest.partition("#")[2].strip())
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """A flat YAML parameter file; nothing in it is run.
 
     Raises:
-        ConfigError: it is not YAML, or no mapping of names to values.
+        ConfigError: it cannot be read, is not YAML, no mapping of names to values, or gives a name twice.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([(str(path), f"is not YAML: {' '.join(str(error).split())}")]) from None
+    except OSError as error:
+        raise ConfigError([(str(path), f"cannot be read: {error.strerror}")]) from None
     if content is None:
         return {}
-    if not isinstance(content, dict):
-        raise ConfigError([(str(path), "must hold lines `name: value`")])
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ConfigError([(str(path), "must hold lines `name: value`, each name a word")])
+    names = [key.value for key, _ in root.value]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError([(str(path), f"gives {', '.join(twice)} twice: keep one line of each")])
     return content
 
 
@@ -107,7 +157,9 @@ def resolve(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
         namespace: The notebook's `globals()`.
 
     Raises:
-        ConfigError: as `check`.
+        ConfigError: as `check`, or the notebook is not in the project.
     """
     path = project_root() / "notebooks" / f"{notebook}.ipynb"
+    if not path.is_file():
+        raise ConfigError([(str(path), "no such notebook; start Jupyter inside the project, and pass its file's name")])
     return check(path, {name: namespace[name] for name in declared(path)}, f"notebook {notebook}")

@@ -22,6 +22,7 @@ Values = Tensor | np.ndarray | pd.Series | Sequence
 PALETTE = sns.color_palette("colorblind")
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MAX_CLASSES = 12
 TOLERANCE = 1e-3  # rounding allowed beyond [-1, 1]
 GAP = 0.06  # between images, in image widths
 BINS = 60
@@ -114,9 +115,7 @@ def training_curves(metrics: pd.DataFrame, terms: dict[str, str]) -> Figure:
     """
     missing = [column for column in ("step", "split", *terms) if column not in metrics]
     if missing or not terms:
-        raise ValueError(
-            f"metrics lack {missing}: need step, split and at least one term; they have {list(metrics)}"
-        )
+        raise ValueError(f"metrics lack {missing}: need step, split and at least one term; they have {list(metrics)}")
     n_columns = min(len(terms), 3)
     n_rows = -(-len(terms) // n_columns)
     fig = _figure(4.2 * n_columns, 3 * n_rows)
@@ -125,9 +124,7 @@ def training_curves(metrics: pd.DataFrame, terms: dict[str, str]) -> Figure:
         values = metrics[column].dropna()
         if len(values) and (values > 0).all():
             ax.set_yscale("log")
-            ax.yaxis.set(
-                major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=""
-            )
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
         _draw_splits(ax, metrics, column)
         ax.set(title=column, xlabel="step")
         ax.set_ylabel(label, fontsize=9)
@@ -221,12 +218,10 @@ def kl_spectrum(kl: Float[Tensor, " d"], threshold_note: str | None = None) -> F
     handles = ax.get_legend_handles_labels()
     if heights.sum() > 0:
         share = ax.twinx()
-        share.plot(
-            ranks, 100 * heights.cumsum() / heights.sum(), ".-", color=PALETTE[1], label="cumulative share"
-        )
+        share.plot(ranks, 100 * heights.cumsum() / heights.sum(), ".-", color=PALETTE[1], label="cumulative share")
         share.set(ylabel="share of the total KL [%]", ylim=(0, 105))
         handles = [a + b for a, b in zip(handles, share.get_legend_handles_labels(), strict=True)]
-    ax.legend(*handles, loc="center right")
+    fig.legend(*handles, loc="outside lower center", ncols=2)
     return fig
 
 
@@ -238,6 +233,8 @@ def latent_map(
     axis_labels: tuple[str, str] = ("map axis 1", "map axis 2"),
 ) -> Figure:
     """Scatter of 2-D points, coloured by a numeric column (with a colour bar) or by classes (with a legend).
+
+    Of more than 12 classes the 11 most frequent have a colour, and the others are grey.
 
     Args:
         z2: Latents, or a projection of them.
@@ -253,7 +250,15 @@ def latent_map(
     if column.dtype.kind in "fiu":
         fig.colorbar(ax.scatter(*points.T, c=column, s=14, cmap="cividis"), label=label)
         return fig
-    for i, name in enumerate(np.unique(column.astype(str))):
+    names, counts = np.unique(column.astype(str), return_counts=True)
+    shown = (
+        names if len(names) <= MAX_CLASSES else np.sort(names[np.argsort(-counts, kind="stable")[: MAX_CLASSES - 1]])
+    )
+    others = ~np.isin(column.astype(str), shown)
+    if others.any():
+        name = f"{len(names) - len(shown)} others"
+        ax.scatter(*points[others].T, s=10, color="0.75", marker=".", label=name)
+    for i, name in enumerate(shown):
         of_class = points[column.astype(str) == name]
         marker = MARKERS[i % len(MARKERS)]
         ax.scatter(*of_class.T, s=18, color=PALETTE[i % len(PALETTE)], marker=marker, label=name)

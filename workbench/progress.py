@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tqdm import tqdm
 
@@ -65,7 +65,7 @@ class Progress:
         done = self.n - self.initial
         return self.seconds() / done * (self.total - self.n) if done > 0 else None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if self._handle or self._terminal:
             self._show()
         return self

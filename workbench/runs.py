@@ -73,12 +73,12 @@ class Run:
             RunError: an entry differs from what the run was begun with.
         """
         config = self.config
+        entries = json.loads(json.dumps(entries, default=_plain))
         for key, value in entries.items():
-            value = json.loads(json.dumps(value, default=_plain))
             if key in config and config[key] != value:
                 raise RunError(_conflict(self.path, differences({key: config[key]}, {key: value})))
-            config[key] = value
-        write_json(self.path / "config.json", config)
+        if not entries.keys() <= config.keys():
+            write_json(self.path / "config.json", config | entries)
 
     def figure(self, figure: Figure, name: str) -> Figure:
         """Save a figure as figures/<name>.png and return it."""
@@ -103,9 +103,8 @@ class Run:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 handle.seek(0)
-                raise RunError(
-                    f"{self.path} is in use by {handle.read()}: wait for it, or choose another run"
-                ) from None
+                owner = handle.read() or "another process"
+                raise RunError(f"{self.path} is in use by {owner}: wait for it, or choose another run") from None
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {platform.node()}")
             handle.flush()
@@ -122,7 +121,7 @@ def open_run(parameters: Mapping[str, Any], root: Path | None = None) -> Run:
     Raises:
         RunError: the folder belongs to another configuration (with the differences), or cannot be written.
     """
-    path = (root or outputs_root()) / parameters["experiment"] / parameters["run"]
+    path = run_path(parameters, root)
     check_parameters(path, parameters)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -145,17 +144,33 @@ def open_run(parameters: Mapping[str, Any], root: Path | None = None) -> Run:
     return Run(path)
 
 
+def run_path(parameters: Mapping[str, Any], root: Path | None = None) -> Path:
+    """The folder `<root>/<experiment>/<run>` of a parameter set.
+
+    Raises:
+        RunError: a name that is empty or leads out of the folder above it.
+    """
+    for key in ("experiment", "run"):
+        parts = str(parameters[key]).split("/")
+        if any(part.strip(" .") == "" for part in parts) or (key == "run" and len(parts) > 1):
+            raise RunError(f"{key}={parameters[key]!r}: must be a folder's name, such as 'vae'")
+    return (root or outputs_root()) / parameters["experiment"] / parameters["run"]
+
+
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     """Refuse a folder whose config.json was written for other parameters.
 
     Raises:
-        RunError: with one line per difference.
+        RunError: with one line per difference; or the folder is no run's.
     """
     if not (path / "config.json").exists():
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(entry.suffix != ".tmp" for entry in path.iterdir()):
             raise RunError(f"{path} is not empty and holds no config.json: choose another run, or move it away")
         return
-    before = {k: v for k, v in read_json(path / "config.json")["parameters"].items() if k not in PLACE}
+    config = read_json(path / "config.json")
+    if "parameters" not in config:
+        raise RunError(f"{path}: its config.json is not that of a run: choose another run, or move it away")
+    before = {k: v for k, v in config["parameters"].items() if k not in PLACE}
     found = differences(before, {k: v for k, v in parameters.items() if k not in PLACE})
     if found:
         raise RunError(_conflict(path, found))
@@ -229,7 +244,7 @@ def describe_run(path: Path) -> dict[str, str]:
     return {
         "run": f"{path.parent.name}/{path.name}",
         "model": config.get("model", {}).get("kind", ""),
-        "data": str(config["parameters"].get("data", "")),
+        "data": str(config.get("data", {}).get("name", config["parameters"].get("data", ""))),
         "state": _state(summary, status),
         "time": _duration(config, summary, status),
         "figures": "  ".join(f"{k} {v:.4g}" for k, v in list(figures.items())[:4]),
@@ -265,8 +280,17 @@ def table_of_runs(root: Path) -> pd.DataFrame:
     """
     if not root.is_dir():
         raise RunError(f"{root}: no such folder")
-    rows = [describe_run(path.parent) for path in sorted(root.rglob("config.json")) if "parameters" in read_json(path)]
-    return pd.DataFrame(rows, columns=["run", "model", "data", "state", "time", "figures"])
+    rows = [_row(path.parent, root) for path in sorted(root.rglob("config.json"))]
+    return pd.DataFrame([row for row in rows if row], columns=["run", "model", "data", "state", "time", "figures"])
+
+
+def _row(path: Path, root: Path) -> dict[str, str] | None:
+    """A run's row; nothing for a folder that is no run, and the reason where a file is damaged."""
+    name = {"run": str(path.relative_to(root)) if path != root else path.name}
+    try:
+        return describe_run(path) | name if "parameters" in read_json(path / "config.json") else None
+    except RunError as error:
+        return name | {"model": "", "data": "", "state": str(error), "time": "", "figures": ""}
 
 
 def versions() -> dict[str, str]:
@@ -307,9 +331,12 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: it is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path}: damaged ({error}); restore it, or move the run folder away") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: damaged (no names and values); restore it, or move the run folder away")
+    return content
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

@@ -8,12 +8,10 @@ same device, thread count and library versions, which config.json records.
 
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -29,17 +27,14 @@ from workbench.datasets.splits import mix
 from workbench.logs import Log
 from workbench.losses import linear_warmup
 from workbench.plots import image_grid
+from workbench.process import DeviceName, autocast, deterministic_kernels, leave, pick_device, stop_signals
 from workbench.progress import Progress, write_status
 from workbench.runs import Run
 
-PREEMPTED_EXIT = 75
 FIXED_SAMPLES = 8
+NAMED_SAMPLES = 64
 
 Weights = Callable[[int], Mapping[str, float]]
-
-
-class Preempted(SystemExit):
-    """Training stopped on SIGTERM or SIGUSR1 after writing a checkpoint; leaves the process with exit code 75."""
 
 
 class NonFiniteError(RuntimeError):
@@ -55,19 +50,19 @@ class TrainConfig(Config):
 
     seed: int = Field(0, ge=0)
     """Seed of the batch order and of all noise."""
-    device: str = "auto"
+    device: DeviceName = "auto"
     """`auto` (CUDA where present, else CPU), or a torch device such as `cuda:1`."""
     epochs: int = Field(1, ge=1)
     """Passes over the training split."""
     batch_size: int = Field(64, ge=1)
     """Samples per optimizer step; an incomplete last batch of an epoch is left out."""
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     """Learning rate of Adam in the first epoch."""
     lr_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate after every epoch."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm; longer gradients are scaled down to it."""
-    kl_weight: float = Field(1e-4, ge=0)
+    kl_weight: float = Field(1e-4, ge=0, allow_inf_nan=False)
     """Weight of the KL in nats, against the error per element."""
     kl_warmup_steps: int = Field(0, ge=0)
     """Steps over which the KL weight rises linearly from 0."""
@@ -85,20 +80,6 @@ class TrainConfig(Config):
     """Steps between two checkpoints."""
     images_every: int = Field(5000, ge=1)
     """Steps between two pictures of the fixed validation samples."""
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The torch device of that name; `auto` is CUDA where present.
-
-    Raises:
-        ValueError: a CUDA device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={name!r}: {torch.cuda.device_count()} CUDA devices are present; use 'auto' or 'cpu'")
-    return device
 
 
 def vae_weights(config: TrainConfig) -> Weights:
@@ -120,29 +101,35 @@ def seed_step(seed: int, step: int) -> None:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, dataset: Dataset, batch_size: int, precision: str = "fp32") -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    precision: str = "fp32",
+    after_batch: Callable[[int], None] | None = None,
+) -> dict[str, float]:
     """Mean of each loss term over a split, without noise, the model in evaluation mode.
 
     Args:
         model: On the device to use; its mode is left as it was.
         batch_size: Samples at a time; does not change the result beyond rounding.
+        after_batch: Told the number of samples done so far; what it raises ends the evaluation.
     """
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     sums: dict[str, float] = {}
+    done = 0
     blocks = (np.arange(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size))
     for indices, raw in read_ahead(dataset, blocks):
         with autocast(device, precision):
             terms = model.loss(dataset.prepare(to_device(raw, device)))
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
+        done += len(indices)
+        if after_batch:
+            after_batch(done)
     model.train(was_training)
-    return {name: value / len(dataset) for name, value in sums.items()}
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 autocast for `bf16`, nothing for `fp32`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return {name: value / done for name, value in sums.items()}
 
 
 def fit(
@@ -186,6 +173,8 @@ def fit(
             write_status("stopped", what="training", done=trainer.step, total=trainer.steps, reason=_reason(error))
             raise
         save_model(run.path / "model.safetensors", model, kind)
+        if stop:
+            leave(stop["signal"], f"stopped by {signal.Signals(stop['signal']).name} after the last step; model saved")
     return model.eval()
 
 
@@ -195,51 +184,6 @@ def _rows(x: Tensor, x_hat: Tensor) -> Figure:
 
 def _reason(error: BaseException) -> str:
     return f"({type(error).__name__})"
-
-
-@contextmanager
-def deterministic_kernels(enabled: bool) -> Iterator[None]:
-    """Only deterministic kernels inside the block; the settings before are put back after it."""
-    before, fill = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
-    )
-    cudnn = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(enabled)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = not enabled
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-        torch.backends.cudnn.benchmark = cudnn
-
-
-@contextmanager
-def stop_signals() -> Iterator[dict[str, int]]:
-    """Note SIGTERM, SIGUSR1 and SIGINT instead of dying from them; a second SIGINT interrupts at once.
-
-    Yields:
-        A dict that holds the number of the signal under "signal" once one has arrived. Outside the main thread,
-        where Python allows no handlers, it stays empty.
-    """
-    arrived: dict[str, int] = {}
-
-    def note(number: int, frame: Any) -> None:
-        arrived["signal"] = number
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    try:
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Trainer:
@@ -265,41 +209,54 @@ class Trainer:
         self.steps_per_epoch = len(train) // config.batch_size
         self.steps = config.epochs * self.steps_per_epoch
         self.step, self.micro_batches, self.best, self.seconds = 0, 1, math.inf, 0.0
+        self.saved_step = 0
         self.folder = run.path / "checkpoints"
 
     def train(self, stop: Mapping[str, int]) -> None:
-        """Run from the last checkpoint, or from the start, to the last step."""
-        self._resume()
+        """Run from the last checkpoint, or from the start, to the last step; leave when `stop` holds a signal."""
+        self.stop = stop
+        validated = self._resume()
         config, started = self.config, time.monotonic() - self.seconds
         indices = batch_indices(len(self.train_set), config.batch_size, config.seed, self.step)
         batches = read_ahead(self.train_set, islice(indices, self.steps - self.step))
         self.model.train()
         with (
-            Log(self.run.path, self.step) as log,
-            Progress(self.steps, "training", "step", self.step) as progress,
+            Log(self.run.path, self.step) as self.log,
+            Progress(self.steps, "training", "step", self.step) as self.progress,
         ):
+            if not validated:
+                self._finish_step()
             for samples, raw in batches:
                 row = self._train_step(samples, raw)
                 self.seconds = time.monotonic() - started
-                self._after_step(row, log, progress)
-                if stop:
-                    self._stop(stop["signal"])
+                self._show_step(row)
+                self._finish_step()
 
-    def _after_step(self, row: dict[str, Any], log: Log, progress: Progress) -> None:
-        """Log, validate, draw and save what is due after the step just taken."""
-        config, epoch = self.config, (self.step - 1) // self.steps_per_epoch
-        left = self.steps - self.step
-        speed = config.batch_size * (progress.n + 1 - progress.initial) / progress.seconds()
+    @property
+    def epoch(self) -> int:
+        """Epoch of the last step taken, from 1."""
+        return (self.step - 1) // self.steps_per_epoch + 1
+
+    def _show_step(self, row: dict[str, Any]) -> None:
+        """Progress and, where due, a row of metrics.csv for the step just taken."""
+        config = self.config
+        speed = config.batch_size * (self.progress.n + 1 - self.progress.initial) / self.progress.seconds()
         terms = " ".join(f"{name} {row[name]:.4g}" for name in self.weights(0))
-        progress.update(1, f"epoch {epoch + 1}/{config.epochs} {terms} {speed:.0f} samples/s")
-        if self.step == 1 or self.step % config.log_every == 0 or left == 0:
-            log.row(self.step, epoch + 1, "train", row | {"samples_per_s": speed, "seconds": self.seconds})
-        if self.step % self.steps_per_epoch == 0 or left == 0:
-            self._validate(log, epoch + 1)
-        if self.step % config.images_every == 0 or left == 0:
-            log.picture(self.step, self._reconstructions())
-        if self.step % config.checkpoint_every == 0 or left == 0:
+        self.progress.update(1, f"epoch {self.epoch}/{config.epochs} {terms} {speed:.0f} samples/s")
+        if self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps:
+            self.log.row(self.step, self.epoch, "train", row | {"samples_per_s": speed, "seconds": self.seconds})
+
+    def _finish_step(self) -> None:
+        """Validate, draw and save as the step just taken calls for; then leave if a signal has arrived."""
+        config, last = self.config, self.step == self.steps
+        if self.step % self.steps_per_epoch == 0:
+            self._validate()
+        if self.step % config.images_every == 0 or last:
+            self.log.picture(self.step, self._reconstructions())
+        if self.step % config.checkpoint_every == 0 or last:
             self._save("last")
+        if self.stop:
+            self._leave(validated=True)
 
     def _train_step(self, samples: np.ndarray, raw: Batch) -> dict[str, float]:
         """One optimizer step on one batch; returns the unweighted terms, the loss and the gradient norm."""
@@ -338,8 +295,8 @@ class Trainer:
                 torch.cuda.empty_cache()
             self.micro_batches = min(2 * self.micro_batches, n)
             print(
-                f"out of memory at step {self.step}: going on with {self.micro_batches} micro-batches per step; the "
-                "gradient stays that of the whole batch, batch norm now sees the micro-batches",
+                f"out of memory at step {self.step + 1}: going on with {self.micro_batches} micro-batches per step; "
+                "the gradient stays that of the whole batch, batch norm now sees the micro-batches",
                 flush=True,
             )
 
@@ -347,8 +304,8 @@ class Trainer:
         seed_step(self.config.seed, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
-        for part in torch.arange(n, device=self.device).chunk(self.micro_batches):
-            micro = batch if len(part) == n else {key: value[part] for key, value in batch.items()}
+        for part in torch.arange(n).chunk(self.micro_batches):
+            micro = {key: value[part[0] : part[-1] + 1] for key, value in batch.items()}
             with autocast(self.device, self.config.precision):
                 terms = self.loss(micro)
             share = len(part) / n
@@ -359,24 +316,32 @@ class Trainer:
 
     def _not_finite(self, row: Mapping[str, float], samples: np.ndarray) -> str:
         values = ", ".join(f"{name}={value:g}" for name, value in row.items())
-        names = ", ".join(self.train_set.name(i) for i in samples[:FIXED_SAMPLES])
-        more = f" and {len(samples) - FIXED_SAMPLES} more" if len(samples) > FIXED_SAMPLES else ""
-        last = self.folder / "last.ckpt"
-        good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
+        names = ", ".join(self.train_set.name(i) for i in samples[:NAMED_SAMPLES])
+        more = f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else ""
         return (
-            f"step {self.step} is not finite ({values}); its samples are {names}{more}; {good}. Look at these samples, "
-            "lower lr, or use precision fp32, under another run name"
+            f"step {self.step + 1} is not finite ({values}); its samples are {names}{more}; the last good checkpoint "
+            f"is {self.folder / 'last.ckpt'} (after step {self.saved_step}). Look at these samples, lower lr, or use "
+            "precision fp32, under another run name"
         )
 
-    def _validate(self, log: Log, epoch: int) -> None:
+    def _validate(self) -> None:
         """Evaluate, log, and keep the best model by the loss at its final weights (after any warm-up)."""
         size = max(1, self.config.batch_size // self.micro_batches)
-        terms = evaluate(self.model, self.val_set, size, self.config.precision)
+        terms = evaluate(self.model, self.val_set, size, self.config.precision, self._validating)
         terms["loss"] = sum(weight * terms[name] for name, weight in self.weights(self.steps).items())
-        log.row(self.step, epoch, "val", terms | {"seconds": self.seconds})
+        self.log.row(self.step, self.epoch, "val", terms | {"seconds": self.seconds})
+        shown = " ".join(f"{name} {terms[name]:.4g}" for name in self.weights(0))
+        self.progress.update(0, f"epoch {self.epoch}/{self.config.epochs} validation {shown}")
         if terms["loss"] < self.best:
             self.best = terms["loss"]
             self._save("best")
+
+    def _validating(self, done: int) -> None:
+        """Show how far the validation is; a signal ends it, and it is done anew after resuming."""
+        samples = len(self.val_set)
+        self.progress.update(0, f"epoch {self.epoch}/{self.config.epochs} validating {done}/{samples}")
+        if self.stop and done < samples:
+            self._leave(validated=False)
 
     @torch.inference_mode()
     def _reconstructions(self) -> Figure:
@@ -388,38 +353,42 @@ class Trainer:
         self.model.train()
         return self.picture(x.cpu(), x_hat.float().cpu())
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, validated: bool = True) -> None:
+        """Write a checkpoint; `validated` says that what its step called for has been done."""
         self.folder.mkdir(exist_ok=True)
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         progress = {
             "step": self.step,
+            "validated": validated,
             "micro_batches": self.micro_batches,
             "best": self.best,
             "seconds": self.seconds,
         }
         save_checkpoint(self.folder / f"{name}.ckpt", state | progress)
+        if name == "last":
+            self.saved_step = self.step
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Load the last checkpoint, or write one of the start; whether its step has been validated where due."""
         path = self.folder / "last.ckpt"
         if not path.exists():
-            return
-        state = load_checkpoint(path)
+            self._save("last")
+            return True
+        state = load_checkpoint(path, ("model", "optimizer", "step", "validated", "micro_batches", "best", "seconds"))
         load_weights(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.micro_batches = state["step"], state["micro_batches"]
-        self.best, self.seconds = state["best"], state["seconds"]
+        self.best, self.seconds, self.saved_step = state["best"], state["seconds"], state["step"]
         print(f"resumed {path} at step {self.step} of {self.steps}", flush=True)
+        return state["validated"]
 
-    def _stop(self, number: int) -> None:
+    def _leave(self, validated: bool) -> NoReturn:
         """Write a checkpoint and leave, by the exception that belongs to the signal."""
-        self._save("last")
-        place = (
-            f"stopped by {signal.Signals(number).name} after step {self.step} of {self.steps}; a checkpoint was written"
+        self._save("last", validated)
+        name = signal.Signals(self.stop["signal"]).name
+        leave(
+            self.stop["signal"], f"stopped by {name} after step {self.step} of {self.steps}; a checkpoint was written"
         )
-        print(place, flush=True)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt(f"{place}: run it again to go on")
-        raise Preempted(PREEMPTED_EXIT)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -6,7 +6,7 @@ A finished cache is a folder that is never written again:
 |---|---|
 | frames.u8 | uint8 (slots, size, size, 3); clip i owns slots start[i] to start[i + 1] |
 | start.npy | int64 (clips + 1,) |
-| number.npy | int32 (slots,): the frame's number in its clip, -1 where the frame did not decode |
+| number.npy | int64 (slots,): the frame's number in its clip, -1 where the frame did not decode |
 | names.npy, hashes.npy, crc.npy | clip names (UTF-8 bytes), their stable hashes, CRC-32 of their pixels |
 | broken.csv | clip, frame, reason of everything left out |
 | cache.json | settings, counts, fingerprint |
@@ -16,18 +16,26 @@ the clips that were finished (see `decoding`).
 """
 
 import csv
+import errno
+import fcntl
+import hashlib
+import io
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from workbench.datasets.frames import DataError
 
-FORMAT = 1
+FORMAT = 2
 LEFT_OUT = -1
+ARRAYS = ("start", "number", "names", "hashes")
 
 
 @dataclass(frozen=True)
@@ -57,23 +65,44 @@ class FrameCache:
 
     @classmethod
     def open(cls, folder: Path) -> "FrameCache":
-        """Open a finished cache without reading its pixels."""
-        meta = json.loads((folder / "cache.json").read_text())
-        size, slots = meta["image_size"], meta["slots"]
-        expected, found = slots * size**2 * 3, (folder / "frames.u8").stat().st_size
+        """Open a finished cache without reading its pixels.
+
+        Raises:
+            DataError: a file of it is absent, unreadable or of the wrong length.
+        """
+        try:
+            meta = json.loads((folder / "cache.json").read_text())
+            size, slots = meta["image_size"], meta["slots"]
+            found = (folder / "frames.u8").stat().st_size
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            raise DataError(f"the frame cache {folder} is damaged ({error}): delete it to decode again") from None
+        expected = slots * size**2 * 3
         if found != expected:
             raise DataError(
                 f"{folder}/frames.u8 has {found} bytes, expected {expected}: delete {folder} to decode again"
             )
         frames = np.memmap(folder / "frames.u8", np.uint8, "r", shape=(slots, size, size, 3))
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("start", "number", "names", "hashes")
-        }
         return cls(folder, meta, frames, **arrays)
+
+    def clip_names(self) -> list[str]:
+        """The name of every clip."""
+        return [name.decode() for name in self.names]
 
     def read(self, slots: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b s s 3"]:
         """Copy frames out of the memory map."""
         return self.frames[slots]
+
+
+def cache_folders(
+    source: Path, cache_dir: Path, settings: CacheSettings, clips: list[tuple[str, int, int]]
+) -> tuple[Path, Path]:
+    """Where the cache of a source in its present listing is, and where one is built: the same for every listing."""
+    source = source.resolve()
+    base = (FORMAT, str(source), settings)
+    final, partial = (hashlib.blake2b(repr(key).encode(), digest_size=6).hexdigest() for key in ((*base, clips), base))
+    prefix = f"{source.name}-{settings.image_size}px"
+    return cache_dir / f"{prefix}-{final}", cache_dir / f"{prefix}-{partial}.partial"
 
 
 def check_broken(frames: tuple[int, int], clips: tuple[int, int], max_fraction: float, report: Path) -> None:
@@ -85,13 +114,92 @@ def check_broken(frames: tuple[int, int], clips: tuple[int, int], max_fraction: 
         max_fraction: Largest share of either that is accepted.
         report: The broken.csv that lists them.
     """
-    if all(broken <= max_fraction * total and broken < total for broken, total in (frames, clips)):
+    nothing_left = frames[0] == frames[1] or clips[0] == clips[1]
+    if not nothing_left and all(broken <= max_fraction * total for broken, total in (frames, clips)):
         return
-    with report.open(newline="") as handle:
-        rows = [row for _, row in zip(range(3), csv.DictReader(handle), strict=False)]
-    reasons = "; ".join(f"{row['clip']}/{row['frame']}: {row['reason']}" for row in rows)
+    rows = read_broken(report)[:3]
+    reasons = "; ".join(f"{'/'.join(filter(None, (row['clip'], row['frame'])))} {row['reason']}" for row in rows)
+    rule = "and none is left" if nothing_left else f"more than max_broken_fraction={max_fraction}"
+    remedy = "mend or remove them" if nothing_left else "mend or remove them, or raise max_broken_fraction"
     raise DataError(
-        f"{frames[0]} of {frames[1]} frames and {clips[0]} of {clips[1]} whole clips are broken, more than "
-        f"max_broken_fraction={max_fraction}: {reasons}. All are listed in {report}; mend or remove them, or raise "
-        "max_broken_fraction"
+        f"{frames[0]} of {frames[1]} frames and {clips[0]} of {clips[1]} whole clips are broken, {rule}: {reasons}. "
+        f"All found so far are listed in {report}; {remedy}"
     )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, waiting for another process that makes the same data."""
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is making the same data; waiting for it ({path})", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file so that after a kill, or a power cut, it is either the old one or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as handle:
+        write(handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Save a .npy file atomically."""
+    write_atomic(path, lambda handle: np.save(handle, array))
+
+
+def growing_array(path: Path, dtype: type, length: int) -> np.memmap:
+    """A writable .npy memory map of zeros, or what an earlier build left in it."""
+    if not path.exists():
+        save_array(path, np.zeros(length, dtype))  # not sparse: a full disk is noticed here
+    return np.lib.format.open_memmap(path, "r+")
+
+
+def write_broken(path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Write broken.csv atomically; bytes of a file's name that are not UTF-8 are escaped."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("clip", "frame", "reason"), *rows])
+    write_atomic(path, lambda handle: handle.write(text.getvalue().encode("utf-8", "backslashreplace")))
+
+
+def read_broken(path: Path) -> list[dict[str, str]]:
+    """The rows of broken.csv; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder to write into.
+
+    Raises:
+        DataError: it cannot be made or written; the message names `key`, the parameter it comes from.
+    """
+    remedy = f"set {key} to a folder that you may write"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{key}={str(path)!r}: cannot be made ({error.strerror}); {remedy}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise DataError(f"{key}={str(path)!r}: is not writable; {remedy}")
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Say what to do when the disk fills up in the middle; what was decoded is kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"the disk of {folder} is full ({error.strerror}): make room and start again, it goes on from there; "
+            "or set cache_dir to a larger disk"
+        ) from error

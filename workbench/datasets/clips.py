@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from workbench.config import Config
-from workbench.datasets.cache import LEFT_OUT, CacheSettings, FrameCache
-from workbench.datasets.decoding import locked, open_cache
+from workbench.datasets.building import open_cache
+from workbench.datasets.cache import LEFT_OUT, CacheSettings, FrameCache, locked, make_folder
+from workbench.datasets.cutting import cut_clips, sample_slots
 from workbench.datasets.frames import DataError
 from workbench.datasets.labels import UNLISTED, read_actions, read_conditions, read_labels
 from workbench.datasets.loading import Batch
@@ -128,9 +129,8 @@ class ClipDataset(torch.utils.data.Dataset):
     def table(self) -> pd.DataFrame:
         """What is known of each sample: clip, frame, and the columns of its labels and conditions."""
         last, origin = self.slots[:, -1], self.clips.origin[self.segment]
-        table = pd.DataFrame(
-            {"clip": self.clips.cache.names[origin].astype(str), "frame": self.clips.cache.number[last]}
-        )
+        names = np.array(self.clips.cache.clip_names(), object)
+        table = pd.DataFrame({"clip": names[origin], "frame": self.clips.cache.number[last]})
         if self.clips.labels is not None:
             table = table.join(self.clips.labels, on="clip")
         if self.clips.conditions is not None:
@@ -140,7 +140,7 @@ class ClipDataset(torch.utils.data.Dataset):
     def name(self, index: int) -> str:
         """`clip/frame`, or `clip/first->second` for a pair; frames by the number in their name."""
         numbers = "->".join(str(self.clips.cache.number[slot]) for slot in self.slots[index])
-        return f"{self.clips.name(self.segment[index])}/{numbers}"
+        return f"{self.clips.name(int(self.segment[index]))}/{numbers}"
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Clips:
     length: np.ndarray
     """Slots of each clip, int64."""
     origin: np.ndarray
-    """Cached folder or video each clip is cut from, int64."""
+    """Cached folder or video each clip is cut from, int32."""
     group: np.ndarray
     """Stable hash of each clip's name, int64."""
     split_of: np.ndarray
@@ -185,8 +185,12 @@ class Clips:
             raise DataError(f"split {name!r}: must be one of {', '.join(SPLITS)}")
         dataset = self._datasets[name]
         if not len(dataset):
-            remedy = "add its label file" if self.config.labels else f"raise {name}_fraction or change split_seed"
-            raise DataError(f"the {name} split has no samples ({len(self.first)} clips in all): {remedy}")
+            remedy = f"raise {name}_fraction or change split_seed"
+            if name == "train":
+                remedy = "lower val_fraction or test_fraction, change split_seed, or cut long clips by clip_length"
+            share = f"{self.report[f'{name}_clips']} of {len(self.first)} clips"
+            remedy = "add its label file" if self.config.labels else remedy
+            raise DataError(f"the {name} split has no samples ({share}): {remedy}")
         return dataset
 
     def name(self, segment: int) -> str:
@@ -203,20 +207,11 @@ class Clips:
     def _cut(self, segments: np.ndarray) -> tuple[ClipDataset, dict[str, int]]:
         """Samples of some clips, and the counts of what was clipped or left out."""
         stride, offset = self.config.frame_stride, self.config.pair_offset
-        counts = -(-self.length[segments] // stride)
-        segment = np.repeat(segments, counts)
-        nth = np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)
-        slots = (self.first[segment] + nth * stride)[:, None]
-        counted = {}
-        if offset:
-            last = self.first[segment] + self.length[segment] - 1
-            second = np.minimum(slots[:, 0] + offset, last)
-            counted["clipped_pairs"] = int(((second < slots[:, 0] + offset) & (second > slots[:, 0])).sum())
-            moved = second > slots[:, 0]
-            counted["pairs_without_second_frame"] = int((~moved).sum())
-            slots, segment = np.stack([slots[:, 0], second], 1)[moved], segment[moved]
-        whole = (self.cache.number[slots.ravel()].reshape(slots.shape) != LEFT_OUT).all(1)
-        return ClipDataset(self, slots[whole], segment[whole]), counted
+        slots, nth, counted = sample_slots(self.first[segments], self.length[segments], stride, offset)
+        if self.cache.meta["broken_frames"]:
+            whole = (self.cache.number[slots] != LEFT_OUT).all(1)
+            slots, nth = slots[whole], nth[whole]
+        return ClipDataset(self, slots, segments.astype(np.int32)[nth]), counted
 
     def _report(self, parts: dict[str, tuple[ClipDataset, dict[str, int]]]) -> dict[str, int | str]:
         """Counts that describe the data, as notebook 01 shows them."""
@@ -250,7 +245,7 @@ def open_clips(config: ClipsConfig) -> Clips:
     source = _source(config)
     settings = CacheSettings(config.image_size, config.cache_stride, config.allow_upscale)
     cache = open_cache(source, cache_dir, settings, config.max_broken_fraction, config.decode_workers)
-    first, length, origin = _segments(np.asarray(cache.start), config.clip_length)
+    first, length, origin = cut_clips(np.asarray(cache.start), config.clip_length)
     group = np.asarray(cache.hashes)[origin]
     if config.clip_length:
         group = mix_array(group, first - cache.start[origin])
@@ -259,7 +254,7 @@ def open_clips(config: ClipsConfig) -> Clips:
     if source.is_dir() and (source / "conditions.csv").exists():
         clips.condition_names, clips.conditions = _conditions(source / "conditions.csv", cache)
     if config.pair_offset and not (length > 1).any():
-        raise DataError(f"pair_offset={config.pair_offset}: every clip has a single frame, and a pair needs two")
+        raise DataError(f"pair_offset={config.pair_offset}: every clip has a single frame; set it to 0 for no pairs")
     if config.pair_offset and not (length > config.pair_offset).any():
         raise DataError(
             f"pair_offset={config.pair_offset} frames is longer than every clip (the longest has {length.max()} "
@@ -273,7 +268,7 @@ def _source(config: ClipsConfig) -> Path:
     if config.data != "pushing":
         return resolve(config.data)
     folder = outputs_root() / "cache" / "pushing"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent, "WORKBENCH_OUTPUTS")
     with locked(folder.with_name("pushing.lock")):
         if not folder.exists():
             with Progress(400, "rendering pushing", "clip") as progress:
@@ -281,26 +276,14 @@ def _source(config: ClipsConfig) -> Path:
         return write_pushing(folder)
 
 
-def _segments(start: np.ndarray, clip_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First slot, length and source of each clip, after cutting into pieces of `clip_length`."""
-    length = np.diff(start)
-    if not clip_length:
-        return start[:-1], length, np.arange(len(length))
-    pieces = -(-length // clip_length)
-    source = np.repeat(np.arange(len(length)), pieces)
-    nth = np.arange(len(source)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first = start[source] + nth * clip_length
-    return first, np.minimum(clip_length, start[source + 1] - first), source
-
-
 def _labels_and_split(
     config: ClipsConfig, source: Path, cache: FrameCache, origin: np.ndarray, group: np.ndarray
 ) -> tuple[pd.DataFrame | None, np.ndarray]:
     if config.labels:
-        labels, split = read_labels(resolve(config.labels), [name.decode() for name in cache.names])
+        labels, split = read_labels(resolve(config.labels), cache.clip_names())
         return labels, split[origin]
     actions = source / "actions.csv"
-    labels = read_actions(actions) if source.is_dir() and actions.exists() else None
+    labels = read_actions(actions, cache.clip_names()) if source.is_dir() and actions.exists() else None
     return labels, hash_split(group, config.split_seed, config.val_fraction, config.test_fraction)
 
 
@@ -308,8 +291,8 @@ def _conditions(path: Path, cache: FrameCache) -> tuple[list[str], np.ndarray]:
     """The condition of every slot that decoded; zeros, never read, in the others."""
     number = np.asarray(cache.number)
     good = number != LEFT_OUT
-    clip = np.repeat([name.decode() for name in cache.names], np.diff(cache.start))
-    names, values = read_conditions(path, clip[good], number[good])
+    clip = np.repeat(np.arange(len(cache.names)), np.diff(cache.start))
+    names, values = read_conditions(path, cache.clip_names(), clip[good], number[good])
     conditions = np.zeros((len(number), len(names)), np.float32)
     conditions[good] = values
     return names, conditions

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ PREFETCHED_BATCHES = 2
 Batch = dict[str, Tensor]
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """What the loop needs of a split: its length, raw batches, their preparation on the device, and names."""
 
@@ -31,8 +32,14 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_indices(n: int, batch_size: int, seed: int, first_step: int) -> Iterator[np.ndarray]:
-    """Endless sample indices of each step's batch, beginning at any step; every epoch leaves out n % batch_size."""
+    """Endless sample indices of each step's batch, beginning at any step; every epoch leaves out n % batch_size.
+
+    Raises:
+        ValueError: the samples do not fill one batch.
+    """
     per_epoch = n // batch_size
+    if not per_epoch:
+        raise ValueError(f"batch_size={batch_size}: must be at most {n}, the number of samples")
     epoch, within = divmod(first_step, per_epoch)
     while True:
         order = epoch_order(n, seed, epoch)

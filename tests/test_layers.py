@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from workbench.layers import LatentLayout, Posterior
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_sample_scales_noise_by_the_standard_deviation() -> None:
+    mu, logvar, noise = random(4, 3), random(4, 3, seed=1), random(4, 3, seed=2)
+    z = Posterior(mu, logvar).sample(noise)
+    torch.testing.assert_close((z - mu) / noise, logvar.exp().sqrt())
+
+
+def test_a_deterministic_posterior_ignores_noise_and_has_no_kl() -> None:
+    mu = random(4, 3)
+    posterior = Posterior(mu)
+    assert torch.equal(posterior.sample(random(4, 3, seed=1)), mu)
+    with pytest.raises(ValueError, match="logvar=None: a deterministic encoder has no KL; leave the term out"):
+        posterior.kl()
+
+
+def test_layout_round_trip_in_the_order_given() -> None:
+    layout = LatentLayout(main=(5,), grid=(2, 3, 4), level=(1,))
+    assert layout.size == 30
+    assert layout.slices == {"main": slice(0, 5), "grid": slice(5, 29), "level": slice(29, 30)}
+    latents = {name: random(7, *shape, seed=i) for i, (name, shape) in enumerate(layout.shapes.items())}
+    z = layout.flatten(dict(reversed(latents.items())))
+    assert z.shape == (7, 30)
+    assert torch.equal(z[:, 5:29], latents["grid"].reshape(7, 24))
+    parts = layout.unflatten(z)
+    assert list(parts) == ["main", "grid", "level"]
+    for name, part in parts.items():
+        assert torch.equal(part, latents[name])
+        assert part.untyped_storage().data_ptr() == z.untyped_storage().data_ptr(), "a copy, not a view"
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [
+        {"a": (2,)},
+        {"a": (2,), "b": (3,), "c": (1,)},
+        {"a": (2,), "b": (4,)},
+        {"a": (2,), "c": (3,)},
+    ],
+    ids=["missing", "extra", "misshapen", "renamed"],
+)
+def test_flatten_refuses_other_latents(latents: dict[str, tuple[int, ...]]) -> None:
+    layout = LatentLayout(a=(2,), b=(3,))
+    with pytest.raises(ValueError) as caught:
+        layout.flatten({name: torch.zeros(1, *shape) for name, shape in latents.items()})
+    assert str(caught.value) == f"latents of shapes {latents}: must be {layout.shapes}, without the batch axis"
+
+
+def test_unflatten_refuses_another_length() -> None:
+    with pytest.raises(ValueError, match=r"z has 4 values per sample: must have 5 \(\{'a': \(2,\), 'b': \(3,\)\}\)"):
+        LatentLayout(a=(2,), b=(3,)).unflatten(torch.zeros(1, 4))

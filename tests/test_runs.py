@@ -1,0 +1,291 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from workbench.checkpoints import CheckpointError, save_checkpoint, save_model
+from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
+from workbench.progress import STATUS_VARIABLE, write_status
+from workbench.runs import (
+    STALE_SECONDS,
+    Run,
+    RunError,
+    describe_run,
+    differences,
+    find_run,
+    load_run,
+    open_run,
+    table_of_runs,
+)
+
+PARAMETERS = {"experiment": "demo", "run": "vae", "data": "pushing", "lr": 1e-4, "hidden_dims": [16, 32]}
+SMALL = ConvVAEConfig(image_size=8, latent_dim=2, hidden_dims=[2])
+
+
+def finished_run(root: Path, **parameters: Any) -> Run:
+    """A run as training leaves it, with weights that differ between final and best."""
+    run = open_run(PARAMETERS | parameters, root)
+    run.record(model={"kind": "conv_vae"} | SMALL.model_dump())
+    (run.path / "checkpoints").mkdir()
+    torch.manual_seed(0)
+    save_checkpoint(run.path / "checkpoints" / "best.ckpt", {"model": ConvVAE(SMALL).state_dict()})
+    save_model(run.path / "model.safetensors", ConvVAE(SMALL), "conv_vae")
+    return run
+
+
+# --- opening ---
+
+
+def test_a_new_run_writes_its_configuration(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS)
+    assert run.path == tmp_path / "outputs" / "demo" / "vae", "WORKBENCH_OUTPUTS is not honoured"
+    assert run.config["parameters"] == PARAMETERS
+    assert run.config["versions"]["torch"] == torch.__version__
+    assert run.config["started"] <= time.strftime("%Y-%m-%dT%H:%M:%S")
+    assert not run.trained and not run.finished
+    assert os.environ[STATUS_VARIABLE] == str(run.path / "status.json")
+
+
+def test_the_same_configuration_is_opened_again_and_places_do_not_count(tmp_path: Path) -> None:
+    before = open_run(PARAMETERS | {"cache_dir": "/a", "decode_workers": 1}, tmp_path).config
+    again = open_run(PARAMETERS | {"cache_dir": "/b", "decode_workers": 9}, tmp_path)
+    assert again.config == before
+
+
+def test_another_configuration_is_refused_with_each_difference(tmp_path: Path) -> None:
+    path = open_run(PARAMETERS, tmp_path).path
+    before = (path / "config.json").read_bytes()
+    other = {k: v for k, v in PARAMETERS.items() if k != "data"} | {"lr": 1e-3, "hidden_dims": [16, 64], "seed": 3}
+    with pytest.raises(RunError) as caught:
+        open_run(other, tmp_path)
+    assert str(caught.value).splitlines() == [
+        f"{path} holds a run of another configuration:",
+        "  data: pushing there, absent here",
+        "  hidden_dims: [16, 32] there, [16, 64] here",
+        "  lr: 0.0001 there, 0.001 here",
+        "  seed: absent there, 3 here",
+        "Give another `run` name, or move the folder away.",
+    ]
+    assert (path / "config.json").read_bytes() == before
+
+
+def test_differences_name_nested_entries() -> None:
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "d": 3}) == ["a.c: 2 there, 5 here"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("run", ""), ("run", ".."), ("run", "a/b"), ("experiment", "/tmp"), ("experiment", "a/../..")]
+)
+def test_a_name_that_leads_elsewhere_is_refused(name: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        open_run(PARAMETERS | {name: value}, tmp_path)
+    assert str(caught.value) == f"{name}={value!r}: must be a folder's name, such as 'vae'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_may_lie_in_a_folder_of_experiments(tmp_path: Path) -> None:
+    assert open_run(PARAMETERS | {"experiment": "layouts/phase1_1"}, tmp_path).path.exists()
+
+
+def test_an_outputs_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # below a file nothing can be made, not even by root
+    with pytest.raises(RunError) as caught:
+        open_run(PARAMETERS, tmp_path / "file" / "outputs")
+    assert str(caught.value) == (
+        f"{tmp_path}/file/outputs/demo/vae cannot be written (Not a directory): choose another outputs folder with the "
+        "environment variable WORKBENCH_OUTPUTS, or change its permissions"
+    )
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "demo" / "vae"
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").touch()
+    with pytest.raises(RunError) as caught:
+        open_run(PARAMETERS, tmp_path)
+    assert str(caught.value) == f"{folder} is not empty and holds no config.json: choose another run, or move it away"
+    (folder / "config.json").write_text('{"something": "else"}')
+    with pytest.raises(RunError) as caught:
+        open_run(PARAMETERS, tmp_path)
+    assert str(caught.value) == (f"{folder}: its config.json is not that of a run: choose another run, or move it away")
+    assert {path.name for path in folder.iterdir()} == {"thesis.tex", "config.json"}
+
+
+def test_a_kill_while_config_json_is_written_does_not_block_the_run(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "vae").mkdir(parents=True)
+    (tmp_path / "demo" / "vae" / "config.json.tmp").write_text('{"parame')
+    assert open_run(PARAMETERS, tmp_path).config["parameters"] == PARAMETERS
+
+
+@pytest.mark.parametrize("damage", ['{"parameters": {"lr"', "[1, 2]", "\x00\x00"])
+def test_damaged_json_is_named(damage: str, tmp_path: Path) -> None:
+    path = open_run(PARAMETERS, tmp_path).path / "config.json"
+    path.write_text(damage)
+    with pytest.raises(RunError) as caught:
+        open_run(PARAMETERS, tmp_path)
+    assert str(caught.value).startswith(f"{path}: damaged (")
+    assert str(caught.value).endswith("; restore it, or move the run folder away")
+
+
+# --- what a run records ---
+
+
+def test_record_keeps_entries_and_refuses_others(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    run.record(data={"name": "pushing", "fingerprint": np.int64(7)}, where=Path("/a"))
+    assert run.config["data"] == {"name": "pushing", "fingerprint": 7} and run.config["where"] == "/a"
+    before = (run.path / "config.json").stat().st_mtime_ns
+    run.record(data={"name": "pushing", "fingerprint": 7})
+    assert (run.path / "config.json").stat().st_mtime_ns == before, "an unchanged configuration was written again"
+    with pytest.raises(RunError, match=r"another configuration:\n  data.fingerprint: 7 there, 8 here\n"):
+        run.record(model={"kind": "x"}, data={"name": "pushing", "fingerprint": 8})
+    assert "model" not in run.config
+
+
+def test_finish_writes_the_figures_once(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    run.finish(mse=np.float32(0.5), active=torch.tensor(3), verdicts=["good"])
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert run.finished and (summary["mse"], summary["active"], summary["verdicts"]) == (0.5, 3, ["good"])
+    run.finish(mse=0.9)
+    assert json.loads((run.path / "summary.json").read_text()) == summary
+
+
+def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="set cannot be stored as JSON"):
+        open_run(PARAMETERS, tmp_path).record(data={1, 2})
+
+
+def test_a_figure_is_saved_and_returned(tmp_path: Path) -> None:
+    run, figure = open_run(PARAMETERS, tmp_path), Figure()
+    assert run.figure(figure, "curves") is figure
+    assert (run.path / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_in_use_is_refused_and_freed_by_a_kill(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    script = (
+        "import sys, time; from pathlib import Path; from workbench.runs import Run\n"
+        "with Run(Path(sys.argv[1])).lock():\n    print('locked', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "locked\n"
+    with pytest.raises(RunError) as caught, run.lock():
+        pass
+    assert f"{run.path} is in use by process {other.pid} on " in str(caught.value)
+    assert str(caught.value).endswith(": wait for it, or choose another run")
+    other.kill()
+    other.wait()
+    with run.lock():
+        assert f"process {os.getpid()} on " in (run.path / "run.lock").read_text()
+
+
+# --- loading ---
+
+
+@pytest.mark.parametrize("checkpoint", ["final", "best"])
+def test_load_run_gives_the_weights_asked_for(checkpoint: str, tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    model, config = load_run(run.path, checkpoint)
+    torch.manual_seed(0)
+    best, final = ConvVAE(SMALL), ConvVAE(SMALL)  # in the order in which they were made
+    expected = {"final": final, "best": best}[checkpoint].state_dict()
+    assert config["parameters"] == PARAMETERS and model.config == SMALL and not model.training
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in expected.items())
+
+
+def test_load_run_says_what_is_the_matter(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=f"^{tmp_path}: no run there \\(no config.json\\)$"):
+        load_run(tmp_path)
+    begun = open_run(PARAMETERS | {"run": "begun"}, tmp_path)
+    with pytest.raises(RunError) as caught:
+        load_run(begun.path)
+    assert str(caught.value) == (f"{begun.path} has no finished model (state: begun): run its notebook again to go on")
+    run = finished_run(tmp_path)
+    with pytest.raises(RunError, match="checkpoint='fnal': must be 'final' or 'best'"):
+        load_run(run.path, "fnal")
+    (run.path / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(CheckpointError, match="best.ckpt: no such file"):
+        load_run(run.path, "best")
+    whole = (run.path / "model.safetensors").read_bytes()
+    (run.path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="model.safetensors: damaged or not a safetensors file"):
+        load_run(run.path)
+
+
+def test_find_run_lists_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        find_run("demo", "vae", tmp_path)
+    assert str(caught.value) == (
+        f"no run 'vae' in {tmp_path}/demo; it has no runs yet: train it first with notebook 02, or name another"
+    )
+    open_run(PARAMETERS | {"run": "b"}, tmp_path)
+    path = open_run(PARAMETERS | {"run": "a"}, tmp_path).path
+    assert find_run("demo", "a", tmp_path) == path
+    with pytest.raises(RunError, match="no run 'vae' in .*; it has a, b: train it first"):
+        find_run("demo", "vae", tmp_path)
+
+
+# --- the table of runs ---
+
+
+def test_states_of_a_run(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    assert describe_run(run.path) == {
+        "run": "demo/vae",
+        "model": "",
+        "data": "pushing",
+        "state": "begun",
+        "time": "",
+        "figures": "",
+    }
+    write_status("running", what="training", done=3, total=8)
+    assert describe_run(run.path)["state"] == "running training 3/8"
+    write_status("running", what="training", done=3, total=8, updated=time.time() - STALE_SECONDS - 1)
+    assert describe_run(run.path)["state"] == "stopped training 3/8", "a heartbeat that has ceased"
+    write_status("stopped", what="training", done=5, total=8, reason="(Preempted)")
+    assert describe_run(run.path)["state"] == "stopped training 5/8 (Preempted)"
+    run.record(model={"kind": "conv_vae"}, data={"name": "cockatoo", "fingerprint": "f"})
+    run.finish(mse=0.012345, psnr=20.5, active=3, verdicts=["good"])
+    row = describe_run(run.path)
+    assert (row["model"], row["data"], row["state"]) == ("conv_vae", "cockatoo", "finished")
+    assert row["figures"] == "mse 0.01235  psnr 20.5"
+
+
+def test_the_time_of_a_run(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    run.finish()
+    for name, entry, value in (
+        ("config", "started", "2026-01-01T10:00:00"),
+        ("summary", "finished", "2026-01-01T13:04:05"),
+    ):
+        path = run.path / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
+    assert describe_run(run.path)["time"] == "3:04:05"
+
+
+def test_the_table_holds_every_run_and_survives_a_damaged_one(tmp_path: Path) -> None:
+    open_run(PARAMETERS, tmp_path).finish(mse=0.5)
+    broken = open_run(PARAMETERS | {"run": "broken"}, tmp_path)
+    (broken.path / "status.json").write_text("{")
+    open_run(PARAMETERS | {"experiment": "layouts/one", "run": "a"}, tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "config.json").write_text("{}")
+    table = table_of_runs(tmp_path).set_index("run")
+    assert list(table.index) == ["demo/broken", "demo/vae", "layouts/one/a"]
+    assert table.loc["demo/vae", "state"] == "finished" and table.loc["layouts/one/a", "state"] == "begun"
+    assert f"{broken.path}/status.json: damaged" in table.loc["demo/broken", "state"]
+
+
+def test_the_table_of_nothing(tmp_path: Path) -> None:
+    assert len(table_of_runs(tmp_path)) == 0
+    with pytest.raises(RunError, match=f"{tmp_path}/none: no such folder"):
+        table_of_runs(tmp_path / "none")

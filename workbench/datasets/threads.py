@@ -1,0 +1,27 @@
+"""A function over many items in threads, with bounded memory."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import TypeVar
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+AHEAD = 4
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Results as they come, a few items ahead; closing it waits for the calls that run and drops the rest."""
+    waiting: set[Future] = set()
+    items = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                waiting |= {pool.submit(function, item) for item in islice(items, AHEAD * workers - len(waiting))}
+                if not waiting:
+                    return
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
