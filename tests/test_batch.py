@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import tiny
 from nbformat.v4 import new_code_cell, new_notebook
 
 from workbench import batch
-from workbench.batch import Task, execute, plan, run_folder
+from workbench.batch import LocalKernel, Task, execute, plan, run_folder
 from workbench.checkpoints import load_checkpoint
 from workbench.config import ConfigError
 from workbench.runs import Run, RunError, open_run
@@ -291,6 +292,16 @@ print("values", n, lr, dims, "in", os.getcwd())
     assert [output["ename"] for cell in second.cells for output in cell.get("outputs", []) if "ename" in output] == [
         "ZeroDivisionError"
     ]
+
+
+def test_an_idle_kernel_is_not_interrupted_before_its_shutdown() -> None:
+    """It would print `KeyboardInterrupt caught in kernel` now and then."""
+    kernel = LocalKernel(kernel_name="python3")
+    with pytest.raises(RuntimeError, match="No kernel is running"):
+        asyncio.run(kernel._async_interrupt_kernel())
+    kernel.shutting_down = True
+    asyncio.run(kernel._async_interrupt_kernel())
+    kernel.cleanup_ipc_files()
 
 
 @pytest.mark.slow

@@ -102,9 +102,7 @@ def test_traversal_replaces_one_coordinate_of_a_copy() -> None:
 
 @pytest.mark.parametrize("dimension", [-1, 3])
 def test_traversal_refuses_dimensions_that_are_not_there(dimension: int) -> None:
-    with pytest.raises(
-        ValueError, match=f"dimension={dimension}: must be from 0 to 2, for z of 3 dimensions"
-    ):
+    with pytest.raises(ValueError, match=f"dimension={dimension}: must be from 0 to 2, for z of 3 dimensions"):
         traversal(A, dimension, torch.zeros(2))
 
 
@@ -113,9 +111,7 @@ def test_traversals_are_one_traversal_each(dimensions: list[int] | torch.Tensor)
     values = torch.linspace(-2, 2, 5)
     stacked = traversals(B, dimensions, values)
     assert stacked.shape == (2, 5, 3)
-    assert torch.equal(stacked[0], traversal(B, 2, values)) and torch.equal(
-        stacked[1], traversal(B, 0, values)
-    )
+    assert torch.equal(stacked[0], traversal(B, 2, values)) and torch.equal(stacked[1], traversal(B, 0, values))
 
 
 def test_prior_samples_are_standard_normal_and_depend_on_the_seed_alone() -> None:

@@ -44,9 +44,7 @@ def recomputed(x_hat: torch.Tensor, x: torch.Tensor, weights: dict[str, torch.Te
 
     def features(image: torch.Tensor) -> list[torch.Tensor]:
         def convolve(y: torch.Tensor, i: int, **options: int) -> torch.Tensor:
-            return F.relu(
-                F.conv2d(y, weights[f"features.{i}.weight"], weights[f"features.{i}.bias"], **options)
-            )
+            return F.relu(F.conv2d(y, weights[f"features.{i}.weight"], weights[f"features.{i}.bias"], **options))
 
         first = convolve((image - shift) / scale, 0, stride=4, padding=2)
         second = convolve(F.max_pool2d(first, 3, 2), 3, padding=2)

@@ -93,9 +93,7 @@ def test_mean_floor_is_the_mean_over_uneven_batches() -> None:
 def test_mean_floor_errors() -> None:
     with pytest.raises(ValueError, match="0 samples"):
         fit_mean([])
-    with pytest.raises(
-        ValueError, match=r"samples of shape \(3, 6, 8\): the floor was fitted on \(1, 6, 8\)"
-    ):
+    with pytest.raises(ValueError, match=r"samples of shape \(3, 6, 8\): the floor was fitted on \(1, 6, 8\)"):
         fit_mean([torch.zeros(4, 1, 6, 8)]).reconstruct(torch.zeros(4, *SHAPE))
 
 
@@ -109,9 +107,7 @@ def test_pca_agrees_with_the_full_decomposition(n_components: int) -> None:
         flat = x.double().flatten(1).numpy()
         return float(((exact.inverse_transform(exact.transform(flat)) - flat) ** 2).mean())
 
-    ours = {
-        name: mse(pca.reconstruct(x), x).mean().item() for name, x in (("train", train), ("test", held_out))
-    }
+    ours = {name: mse(pca.reconstruct(x), x).mean().item() for name, x in (("train", train), ("test", held_out))}
     assert ours["test"] == pytest.approx(exact_mse(held_out), rel=1e-3)
     assert exact_mse(train) * (1 - 1e-5) <= ours["train"] <= exact_mse(train) * (1 + 1e-3)
     torch.testing.assert_close(
@@ -153,9 +149,7 @@ def test_pca_reads_the_data_twice_more_than_it_iterates() -> None:
 
 @pytest.mark.parametrize("n_components", [0, 7, 21])
 def test_pca_refuses_more_components_than_the_data_have(n_components: int) -> None:
-    with pytest.raises(
-        ValueError, match=f"n_components={n_components}: must be from 1 to 6, the smaller of 20"
-    ):
+    with pytest.raises(ValueError, match=f"n_components={n_components}: must be from 1 to 6, the smaller of 20"):
         fit_pca(lambda: [random(20, 6)], n_components)
 
 
@@ -209,9 +203,7 @@ def test_path_length_ratio_of_known_curves() -> None:
     angle = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
     corner = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
     assert path_length_ratio(corner).item() == pytest.approx(math.sqrt(2))
-    assert path_length_ratio(torch.stack([angle.cos(), angle.sin()], 1)).item() == pytest.approx(
-        math.pi / 2, rel=1e-6
-    )
+    assert path_length_ratio(torch.stack([angle.cos(), angle.sin()], 1)).item() == pytest.approx(math.pi / 2, rel=1e-6)
 
 
 def test_path_length_ratio_of_a_linear_decoder_is_one() -> None:

@@ -103,6 +103,42 @@ def test_checkpoints_at_epoch_boundaries_and_of_the_start_alone(every: int, undi
     assert_same(run, undisturbed)
 
 
+def test_other_threads_are_no_longer_bit_for_bit_and_this_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Preempted):
+        train(tmp_path, images=Images(N, on_batch=sends(signal.SIGTERM, 6)))
+    with pytest.raises(Preempted):
+        train(tmp_path, images=Images(N, on_batch=sends(signal.SIGTERM, 1)))
+    assert "bit for bit" not in capsys.readouterr().out
+    torch.set_num_threads(2)
+    try:
+        train(tmp_path)
+    finally:
+        torch.set_num_threads(1)
+    said = "not bit for bit as without the interruption, as this has changed: threads: 1 there, 2 here\n"
+    assert said in capsys.readouterr().out
+
+
+def test_the_best_value_survives_a_restart(tmp_path: Path) -> None:
+    """The KL rises with its large weight at the end, so that the best epoch lies before the kill."""
+
+    def weights(step: int) -> dict[str, float]:
+        return {"mse": 1.0, "kl": 10.0 if step == STEPS else 0.0}
+
+    def dies(number: int) -> None:
+        if number == 11:
+            raise Dies
+
+    settings = {"weights": weights, "lr": 1e-2, "lr_decay": 1.0}
+    expected, _ = train(tmp_path / "undisturbed", **settings)
+    assert load_checkpoint(expected.path / "checkpoints" / "best.ckpt")["step"] < 9
+    with pytest.raises(Dies):
+        train(tmp_path, images=Images(N, on_batch=dies), **settings)
+    run, _ = train(tmp_path, **settings)
+    assert_same(run, expected)
+
+
 def test_the_start_is_a_checkpoint_so_that_used_or_other_weights_do_not_matter(
     undisturbed: Run, tmp_path: Path
 ) -> None:

@@ -175,6 +175,11 @@ class LocalKernel(AsyncKernelManager):
         super().cleanup_ipc_files()
         self._sockets.cleanup()
 
+    async def _async_interrupt_kernel(self) -> None:
+        """Not before a shutdown: the kernel is idle then, and would only report the interrupt as an error."""
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
 
 def execute(task: Task, output: Path, root: Path) -> str:
     """Run a notebook through papermill; the error of the failing cell, or nothing.

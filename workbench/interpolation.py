@@ -66,9 +66,7 @@ def slerp(a: Float[Tensor, " d"], b: Float[Tensor, " d"], t: Float[Tensor, " t"]
 METHODS = {"lerp": lerp, "slerp": slerp}
 
 
-def interpolate(
-    a: Float[Tensor, " d"], b: Float[Tensor, " d"], steps: int, method: str
-) -> Float[Tensor, "t d"]:
+def interpolate(a: Float[Tensor, " d"], b: Float[Tensor, " d"], steps: int, method: str) -> Float[Tensor, "t d"]:
     """Evenly spaced points of the path from a to b, both ends included.
 
     Args:
@@ -108,9 +106,7 @@ def traversal(z: Float[Tensor, " d"], dimension: int, values: Float[Tensor, " t"
         ValueError: z has no such dimension.
     """
     if not 0 <= dimension < len(z):
-        raise ValueError(
-            f"dimension={dimension}: must be from 0 to {len(z) - 1}, for z of {len(z)} dimensions"
-        )
+        raise ValueError(f"dimension={dimension}: must be from 0 to {len(z) - 1}, for z of {len(z)} dimensions")
     path = z.repeat(len(values), 1)  # (t, d)
     path[:, dimension] = values.to(z)
     return path
@@ -149,9 +145,7 @@ def _angle(a: Float[Tensor, " d"], b: Float[Tensor, " d"]) -> Float[Tensor, ""]:
     """Angle in rad, by Kahan's formula; arccos would lose half the digits at small angles."""
     length_a, length_b = a.norm(), b.norm()
     if length_a == 0 or length_b == 0:
-        raise ValueError(
-            f"a has length {length_a:.3g} and b {length_b:.3g}: a zero vector has no direction; use lerp"
-        )
+        raise ValueError(f"a has length {length_a:.3g} and b {length_b:.3g}: a zero vector has no direction; use lerp")
     a, b = a / length_a, b / length_b
     return 2 * torch.atan2((a - b).norm(), (a + b).norm())
 

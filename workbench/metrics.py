@@ -220,9 +220,7 @@ def active_units(mu: Float[Tensor, "b d"], threshold: float = 0.01) -> int:
     return int((mu.var(0) > threshold).sum())
 
 
-def collapse_verdict(
-    mu: Float[Tensor, "b d"], logvar: Float[Tensor, "b d"] | None, threshold: float = 0.01
-) -> str:
+def collapse_verdict(mu: Float[Tensor, "b d"], logvar: Float[Tensor, "b d"] | None, threshold: float = 0.01) -> str:
     """Whether the posterior has collapsed to the prior, as a sentence with its numbers.
 
     "collapsed" where no latent dimension is active, "partly collapsed" under a quarter, else "not collapsed".
@@ -285,9 +283,7 @@ def _check_steps(path: Tensor) -> None:
 
 def _check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
     if a.shape != b.shape:
-        raise ValueError(
-            f"{name_a} of shape {tuple(a.shape)} and {name_b} of shape {tuple(b.shape)}: must be equal"
-        )
+        raise ValueError(f"{name_a} of shape {tuple(a.shape)} and {name_b} of shape {tuple(b.shape)}: must be equal")
 
 
 def _check_sample_shape(x: Tensor, mean: Tensor) -> None:

@@ -66,6 +66,10 @@ class Run:
         """Whether the run holds a finished model."""
         return (self.path / "model.safetensors").exists()
 
+    def changes(self) -> list[str]:
+        """One line for each version, and the thread count, that is another one than when the run was begun."""
+        return differences(self.config["versions"], versions())
+
     def record(self, **entries: Any) -> None:
         """Add entries such as `data` or `model` to config.json; on a resumed run they must be as before.
 
@@ -294,11 +298,14 @@ def _row(path: Path, root: Path) -> dict[str, str] | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of what a result depends on, and the number of threads."""
     packages = ("numpy", "torchmetrics", "pillow", "av")
-    return {"workbench": __version__, "python": platform.python_version(), "torch": torch.__version__} | {
-        name: version(name) for name in packages
-    }
+    return {
+        "workbench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    } | {name: version(name) for name in packages}
 
 
 def git_commit() -> str:

@@ -380,6 +380,8 @@ class Trainer:
         self.step, self.micro_batches = state["step"], state["micro_batches"]
         self.best, self.seconds, self.saved_step = state["best"], state["seconds"], state["step"]
         print(f"resumed {path} at step {self.step} of {self.steps}", flush=True)
+        if changes := self.run.changes():
+            print(f"not bit for bit as without the interruption, as this has changed: {'; '.join(changes)}", flush=True)
         return state["validated"]
 
     def _leave(self, validated: bool) -> NoReturn:

@@ -233,6 +233,14 @@ def test_removing_what_is_broken_begins_anew_and_leaves_no_rest(source, decoded,
     assert len(decoded) == (6 if remove == "frame" else 5) and not partials(source)
 
 
+def test_a_clip_that_could_not_be_counted_at_first_is_counted_again(source, monkeypatch):
+    count = building.count_slots
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="c has changed since its frames were counted"):
+        patch.setattr(building, "count_slots", lambda path, stride: 1 if path.name == "c" else count(path, stride))
+        opened(source, limit=0.01)
+    assert opened(source, limit=0.01).meta["slots"] == 15
+
+
 def test_raising_the_limit_goes_on_from_where_it_stopped(source, decoded):
     (source / "c" / "img_00002.png").write_bytes(b"")
     with pytest.raises(DataError):
@@ -367,15 +375,19 @@ def test_a_second_process_waits_for_the_first_and_uses_its_cache(source, decoded
     assert first.wait(60) == 0 and found[0].number.shape == (15,) and decoded == []
 
 
-def test_no_thread_writes_after_a_build_has_failed(source, monkeypatch):
+@pytest.mark.parametrize("where", ["in a thread", "outside"])
+def test_no_thread_writes_after_a_build_has_failed(source, monkeypatch, where):
     """A pixel written into a file that is closed by then could land in any file opened after it."""
     decode, write, close = building.decode_clip, os.pwrite, os.close
     writing, closed, late = threading.Event(), [], []
 
+    def fail(*args):
+        writing.wait(10)
+        raise RuntimeError("unforeseen")
+
     def fails(path, *args):
-        if path.name == "a":
-            writing.wait(10)
-            raise RuntimeError("unforeseen")
+        if path.name == "a" and where == "in a thread":
+            fail()
         yield from decode(path, *args)
 
     def slow_write(file, data, offset):
@@ -384,6 +396,8 @@ def test_no_thread_writes_after_a_build_has_failed(source, monkeypatch):
         late.append(file in closed)
         return write(file, data, offset)
 
+    monkeypatch.setattr(building, "COMMIT_EVERY_BYTES", 0)
+    monkeypatch.setattr(building.CacheBuild, "_commit", fail)
     monkeypatch.setattr(building, "decode_clip", fails)
     monkeypatch.setattr(building.os, "pwrite", slow_write)
     monkeypatch.setattr(building.os, "close", lambda file: (closed.append(file), close(file)))
@@ -395,14 +409,16 @@ def test_no_thread_writes_after_a_build_has_failed(source, monkeypatch):
 
 def test_a_build_that_is_interrupted_neither_waits_for_long_clips_nor_keeps_halves_of_them(source, monkeypatch):
     decode, commit, begun = building.decode_clip, building.CacheBuild._commit, threading.Event()
+    waited = []
 
     def endless(path, *args):
         for frame in decode(path, *args):
             if path.name == "c" and frame.slot == 1:
                 begun.set()
-                while True:
+                for _ in range(300):
                     time.sleep(0.01)
                     yield frame
+                waited.append(path)
             yield frame
 
     def interrupted(self, pending):
@@ -415,7 +431,7 @@ def test_a_build_that_is_interrupted_neither_waits_for_long_clips_nor_keeps_halv
         patch.setattr(building, "decode_clip", endless)
         patch.setattr(building.CacheBuild, "_commit", interrupted)
         opened(source)
-    assert np.load(partials(source)[0] / "done.npy").sum() == 1
+    assert np.load(partials(source)[0] / "done.npy").sum() == 1 and not waited
     cache = opened(source)
     assert cache.meta["broken_frames"] == 0 and (cache.frames[:, 0, 0, 1] == cache.number).all()
 

@@ -95,8 +95,7 @@ def test_layout(tmp_path):
 def test_table_columns_and_keys(pushing):
     conditions, actions = (read_table(pushing / f"{name}.csv") for name in ("conditions", "actions"))
     assert " ".join(conditions[0]) == (
-        "clip frame shape_disc shape_square shape_triangle red green blue size x y height angle "
-        "pusher_x pusher_y light"
+        "clip frame shape_disc shape_square shape_triangle red green blue size x y height angle pusher_x pusher_y light"
     )
     assert " ".join(actions[0]) == "clip action action_id dx dy dheight dangle"
     names = [f"clip_{i:05d}" for i in range(16)]
@@ -292,9 +291,7 @@ def test_a_foreign_partial_folder_is_refused(tmp_path):
     assert (partial / "thesis.tex").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    "name, value, minimum", [("clips", 0, 1), ("frames", 1, 2), ("size", 15, 16), ("seed", -1, 0)]
-)
+@pytest.mark.parametrize("name, value, minimum", [("clips", 0, 1), ("frames", 1, 2), ("size", 15, 16), ("seed", -1, 0)])
 def test_bad_arguments_are_refused(tmp_path, name, value, minimum):
     with pytest.raises(ValueError, match=f"^{name}={value}: must be at least {minimum}$"):
         write_pushing(tmp_path / "pushing", **{**TINY, name: value})

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from workbench.datasets.threads import AHEAD, in_threads
+from workbench.datasets import threads
+from workbench.datasets.threads import AHEAD, in_threads, usable_cores
 
 
 def test_every_item_gives_one_result():
@@ -41,3 +42,11 @@ def test_an_error_surfaces_and_closing_waits_for_what_runs():
     count = len(ended)
     time.sleep(0.15)
     assert 1 <= count == len(ended) < 10
+
+
+def test_cores_are_those_granted(monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda process: {3, 5, 8}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(threads.os, "sched_getaffinity")
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: None)
+    assert usable_cores() == 1

@@ -34,7 +34,7 @@ from workbench.datasets.cache import (
 from workbench.datasets.decoding import DecodedFrame, count_slots, decode_clip
 from workbench.datasets.frames import DataError, FrameError, clip_name, scan_source
 from workbench.datasets.splits import stable_hash
-from workbench.datasets.threads import in_threads
+from workbench.datasets.threads import in_threads, usable_cores
 from workbench.progress import Progress
 
 COMMIT_EVERY_BYTES = 256 << 20
@@ -105,7 +105,7 @@ class CacheBuild:
     ) -> None:
         self.root, self.clips, self.folder, self.final = root, clips, folder, final
         self.settings, self.max_broken = settings, max_broken
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or usable_cores()
         self.names = [clip_name(entry) for entry, _, _ in clips]
 
     def run(self) -> None:
@@ -125,14 +125,15 @@ class CacheBuild:
     def _first_slots(self) -> np.ndarray:
         """First slot of every clip, and of none; an earlier build of the same clips is gone on with.
 
-        Clips changed since then (mended) are decoded again; where they now need another number of slots, or
-        clips came or went, everything is.
+        Clips changed since then (mended), or of which nothing could be used, are counted and decoded again; where
+        they now need another number of slots, or clips came or went, everything is.
         """
         earlier = self.folder / "listing.json"
         listing = [tuple(clip) for clip in json.loads(earlier.read_text())] if earlier.exists() else []
         if [clip[0] for clip in listing] == [clip[0] for clip in self.clips]:
             start = np.load(self.folder / "start.npy")
-            changed = [i for i, clip in enumerate(self.clips) if clip != listing[i]]
+            given_up = {row["clip"] for row in read_broken(self.folder / "broken.csv") if not row["frame"]}
+            changed = [i for i, clip in enumerate(self.clips) if clip != listing[i] or self.names[i] in given_up]
             if np.array_equal(self._count(changed), np.diff(start)[changed]):
                 self._forget(changed)
                 self._save_listing()
@@ -245,7 +246,7 @@ class CacheBuild:
 
     def _commit(self, pending: list[_Clip]) -> None:
         """Make decoded clips durable: pixels and numbers first, then the report, then the done flags."""
-        os.fdatasync(self.file)
+        os.fsync(self.file)
         for clip in pending:
             self.crc[clip.index], self.grey[clip.index] = clip.crc, clip.grey
             self.broken += [(self.names[clip.index], frame, reason) for frame, reason in clip.broken]

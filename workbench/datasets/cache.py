@@ -87,7 +87,7 @@ class FrameCache:
 
     def clip_names(self) -> list[str]:
         """The name of every clip."""
-        return [name.decode() for name in self.names]
+        return b"/".join(self.names.tolist()).decode().split("/")  # no name holds a slash
 
     def read(self, slots: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b s s 3"]:
         """Copy frames out of the memory map."""
@@ -99,8 +99,10 @@ def cache_folders(
 ) -> tuple[Path, Path]:
     """Where the cache of a source in its present listing is, and where one is built: the same for every listing."""
     source = source.resolve()
-    base = (FORMAT, str(source), settings)
-    final, partial = (hashlib.blake2b(repr(key).encode(), digest_size=6).hexdigest() for key in ((*base, clips), base))
+    key = hashlib.blake2b(repr((FORMAT, str(source), settings)).encode("utf-8", "surrogateescape"), digest_size=6)
+    partial = key.hexdigest()
+    key.update(repr(clips).encode())
+    final = key.hexdigest()
     prefix = f"{source.name}-{settings.image_size}px"
     return cache_dir / f"{prefix}-{final}", cache_dir / f"{prefix}-{partial}.partial"
 

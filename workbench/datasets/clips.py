@@ -137,6 +137,17 @@ class ClipDataset(torch.utils.data.Dataset):
             table[self.clips.condition_names] = self.clips.conditions[last]
         return table
 
+    def column(self, name: str) -> np.ndarray:
+        """One column of `table`, such as `frame`, `action` or a condition.
+
+        Raises:
+            DataError: there is no such column.
+        """
+        table = self.table()
+        if name not in table:
+            raise DataError(f"column {name!r}: the data has {', '.join(table.columns)}; choose one of them")
+        return table[name].to_numpy()
+
     def name(self, index: int) -> str:
         """`clip/frame`, or `clip/first->second` for a pair; frames by the number in their name."""
         numbers = "->".join(str(self.clips.cache.number[slot]) for slot in self.slots[index])

@@ -1,18 +1,15 @@
 """Label files of clips: Something-Something v2's JSON lists with their official split, and CSV tables."""
 
-import gc
 import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from workbench.datasets.frames import DataError
+from workbench.datasets.frames import DataError, no_collection
 from workbench.datasets.splits import SPLITS
 
 _WORDS = {"train": "train", "validation": "val", "test": "test"}
@@ -20,6 +17,7 @@ UNLISTED = -1
 TEXT_COLUMNS = ("clip", "action")
 
 
+@no_collection()
 def read_labels(folder: Path, clips: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
     """Read the JSON label files of Something-Something v2 and the split they define.
 
@@ -45,8 +43,7 @@ def read_labels(folder: Path, clips: list[str]) -> tuple[pd.DataFrame, np.ndarra
     split = np.full(len(clips), UNLISTED, np.int8)
     tables = []
     for path, name in files.items():
-        with _no_collection():
-            table = _read_list(path)
+        table = _read_list(path)
         rows = np.array([position.get(clip, -1) for clip in table.index.tolist()], int)
         absent = table.index[rows < 0].tolist()
         if absent:
@@ -66,18 +63,6 @@ def _split_of(path: Path) -> str | None:
     """The split a file's name ends with, as a word of its own: not that of `latest.json`."""
     word = re.search(rf"(?<![a-z])({'|'.join(_WORDS)})$", path.stem.lower())
     return _WORDS[word[1]] if word else None
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No search for cycles meanwhile: over 220,847 parsed objects, with none to find, it takes most of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _read_list(path: Path) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """A function over many items in threads, with bounded memory."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -25,3 +26,8 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], worker
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def usable_cores() -> int:
+    """Cores this process may use: those a batch system grants it, not all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,79 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workbench import batch
+from workbench.__main__ import main
+from workbench.config import ConfigError
+from workbench.runs import RunError, open_run
+
+
+def test_runs_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no runs yet\n"
+    long = "a" * 80
+    open_run({"experiment": "demo", "run": "vae", "data": long}, tmp_path).finish(mse=0.0123456)
+    assert main(["runs", str(tmp_path)]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "model", "data", "state", "time", "figures"]
+    assert row.split() == ["demo/vae", long, "finished", "0:00:00", "mse", "0.01235"]
+
+
+def test_runs_takes_the_projects_outputs_by_default(capsys: pytest.CaptureFixture) -> None:
+    open_run({"experiment": "demo", "run": "vae"})
+    assert main(["runs"]) == 0
+    assert "demo/vae" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [ConfigError([("a=1", "no")]), RunError("in use")])
+def test_an_error_of_the_users_making_is_one_message(
+    error: Exception, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(batch, "run_folder", fails)
+    assert main(["run", "params/demo"]) == 1
+    output = capsys.readouterr()
+    assert output.err == f"{error}\n" and output.out == ""
+
+
+def test_run_passes_folder_overrides_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(batch, "run_folder", lambda *arguments: called.append(arguments) or 75)
+    assert main(["run", "params/demo", "-p", "lr=1e-4", "-p", "run=a=b"]) == 75
+    assert called == [(Path("params/demo"), {"lr": "1e-4", "run": "a=b"})]
+
+
+def test_an_override_without_a_value(capsys: pytest.CaptureFixture) -> None:
+    assert main(["run", "params/demo", "-p", "lr", "-p", "n"]) == 1
+    assert capsys.readouterr().err == "-p lr: must read key=value\n-p n: must read key=value\n"
+
+
+def test_doctor_looks_at_the_outputs_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["doctor"]) == 0
+    assert f"ok       {tmp_path}/outputs can be written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"]])
+def test_a_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and "usage: workbench" in capsys.readouterr().err
+
+
+def test_help_answers_at_once() -> None:
+    """Nothing heavy is imported for it."""
+    script = "import sys, workbench.__main__ as m; m.parser(); assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.slow
+def test_the_package_is_a_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench", "run", "none"], capture_output=True, text=True, cwd=tmp_path, env=os.environ
+    )
+    assert done.returncode == 1 and done.stderr == "none: no such folder of parameter files\n"
