@@ -137,6 +137,7 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, old_format: bool,
     assert "save the state dict alone" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_a_bare_pickle_that_would_run_code_does_not(tmp_path: Path, protocol: int) -> None:
     (tmp_path / "their.pt").write_bytes(pickle.dumps(RunsCode(tmp_path / "it ran"), protocol=protocol))
@@ -166,6 +167,7 @@ def test_a_file_cut_short_is_damaged(weights: Weights, tmp_path: Path, share: fl
     assert "restore a copy of it" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_no_damage_escapes_as_another_error(weights: Weights, tmp_path: Path) -> None:
     random, path = np.random.default_rng(0), tmp_path / "their.pt"
     torch.save(weights, path, _use_new_zipfile_serialization=False)

@@ -44,7 +44,7 @@ def test_the_path_slider_shows_what_the_path_decodes_to(model: ConvVAE, method: 
     a, b = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-1.0, 1.5, 2.0])
     picture, (slider,) = parts(path_slider(model, a, b, method))
     path = interpolate(a, b, PATH_STEPS, method)
-    assert picture.value == decoded(model, path[0]) and slider.description == f"A to B ({method})"
+    assert picture.value == decoded(model, path[0]) and slider.description == f"{method} A-B"
     for value, step in ((1.0, 100), (0.5, 50), (0.07, 7), (0.0, 0)):
         slider.value = value
         assert picture.value == decoded(model, path[step])

@@ -178,7 +178,7 @@ def main(folder: str, *options: str) -> None:
 
     def slowly(number: int) -> None:
         print("reading", flush=True)
-        time.sleep(0.05)
+        time.sleep(0.1)
 
     checkpoints._publish = counted
     torch.set_num_threads(1)

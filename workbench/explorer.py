@@ -31,7 +31,7 @@ def path_slider(
 ) -> ipywidgets.Widget:
     """A slider that walks from latent a (0) to latent b (1)."""
     path = interpolate(a, b, PATH_STEPS, method)
-    slider = ipywidgets.FloatSlider(0, min=0, max=1, step=1 / (PATH_STEPS - 1), description=f"A to B ({method})")
+    slider = ipywidgets.FloatSlider(0, min=0, max=1, step=1 / (PATH_STEPS - 1), description=f"{method} A-B")
     return _linked([slider], lambda: path[round(slider.value * (PATH_STEPS - 1))], model)
 
 

@@ -51,6 +51,19 @@ def test_pairs_reach_offset_frames_on_or_to_the_clips_end(rng):
     assert counted == {"clipped_pairs": clipped, "pairs_without_second_frame": alone}
 
 
+@pytest.mark.parametrize("offset", [0, 40, 2**40])
+def test_slots_beyond_32_bits_are_right(offset):
+    first, length = np.array([2**31 - 20, 2**31 - 10, 2**33]), np.array([10, 30, 5])
+    slots = sample_slots(first, length, 3, offset)[0]
+    small = sample_slots(first - 2**31 + 20, length, 3, offset)[0]
+    assert slots.dtype == np.int64 and small.dtype == np.int64
+    assert (slots - (2**31 - 20) == small).all()
+    few = sample_slots(first[:2] - 2**31 + 20, length[:2], 3, offset)[0]
+    assert few.dtype == np.int32 and (few == small[: len(few)]).all()
+    wide = sample_slots(np.arange(3) * 5, np.full(3, 5), 2**30, offset)[0]
+    assert wide[:, 0].tolist() == [0, 5, 10]
+
+
 def test_no_clips_give_no_samples():
     empty = np.zeros(0, np.int64)
     assert sample_slots(empty, empty, 2, 0)[0].shape == (0, 1)

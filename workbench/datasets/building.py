@@ -139,6 +139,7 @@ class CacheBuild:
                 self._save_listing()
                 return start
         if self.folder.exists():
+            print(f"clips or frames came or went since {self.folder} was begun: decoding begins again", flush=True)
             shutil.rmtree(self.folder)
         self.folder.mkdir()
         start = np.concatenate([[0], np.cumsum(self._count(range(len(self.clips))))])

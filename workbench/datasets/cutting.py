@@ -2,6 +2,8 @@
 
 import numpy as np
 
+FIT_INT32 = 2**30  # with room for an offset
+
 
 def cut_clips(start: np.ndarray, clip_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut what was cached, each folder or video, into clips.
@@ -34,19 +36,24 @@ def sample_slots(
         offset: Slots to the second frame of a pair, at most to the clip's end; 0 for single frames.
 
     Returns:
-        Slots, int64 (n, 1) or for pairs (n, 2); the position in `first` of each sample's clip, int32; and for
-        pairs how many were clipped, and how many left out because the first frame is the clip's last.
+        Slots, (n, 1) or for pairs (n, 2); the position in `first` of each sample's clip; and for pairs how many
+        were clipped, and how many left out because the first frame is the clip's last.
     """
+    counts = -(-length // stride)
     if not offset:
-        counts = -(-length // stride)
         return _progressions(first, stride, counts)[:, None], _repeated(counts), {}
-    counts = -(-(length - 1) // stride)  # a clip's last slot begins no pair
-    slots = np.empty((int(counts.sum()), 2), np.int64)
-    slots[:, 0] = _progressions(first, stride, counts)
-    np.minimum(slots[:, 0] + offset, np.repeat(first + length - 1, counts), out=slots[:, 1])
+    offset = min(offset, int(length.max(initial=0)))
+    alone, counts = counts.sum(), -(-(length - 1) // stride)  # a clip's last slot begins no pair
+    unclipped = -(-np.maximum(length - offset, 0) // stride)
+    begin = _progressions(first, stride, counts)
+    slots = np.empty((len(begin), 2), begin.dtype)
+    slots[:, 0] = begin
+    slots[:, 1] = np.repeat((first + length - 1).astype(begin.dtype), counts)
+    begin += offset
+    np.minimum(begin, slots[:, 1], out=slots[:, 1])
     counted = {
-        "clipped_pairs": int((slots[:, 1] - slots[:, 0] < offset).sum()),
-        "pairs_without_second_frame": int((-(-length // stride) - counts).sum()),
+        "clipped_pairs": int((counts - unclipped).sum()),
+        "pairs_without_second_frame": int(alone - counts.sum()),
     }
     return slots, _repeated(counts), counted
 
@@ -57,7 +64,13 @@ def _repeated(counts: np.ndarray) -> np.ndarray:
 
 
 def _progressions(first: np.ndarray, step: int, counts: np.ndarray) -> np.ndarray:
-    """first[i], first[i] + step, … counts[i] times, for every i; made for millions: one pass, no copies."""
-    values = np.repeat(first - step * (np.cumsum(counts) - counts), counts)
-    values += np.arange(0, step * len(values), step)
+    """first[i], first[i] + step, … counts[i] times, for every i.
+
+    Made for millions, where touching memory is what takes the time: one pass, in int32 where that suffices.
+    """
+    total = int(counts.sum())
+    largest = max(step * total, int(first.max(initial=0)) + step * int(counts.max(initial=0)))
+    kind = np.int32 if largest < FIT_INT32 else np.int64
+    values = np.repeat((first - step * (np.cumsum(counts) - counts)).astype(kind), counts)
+    values += np.arange(0, step * total, step, dtype=kind)
     return values
