@@ -41,6 +41,18 @@ def spoil(source: Path, *frames: tuple[str, int]) -> None:
         (source / clip / f"img_{number:05d}.png").write_bytes(b"")
 
 
+# cutting
+
+
+def test_pieces_of_one_of_several_videos_stay_on_one_side_and_those_of_a_single_one_do_not(tmp_path, write_clips):
+    several = opened(
+        write_clips(tmp_path / "several", {"a": 9, "b": 9}), clip_length=3, val_fraction=0.0, test_fraction=0.0
+    )
+    assert several.group.tolist() == np.repeat(stable_hash(["a", "b"]), 3).tolist()
+    single = opened(write_clips(tmp_path / "single", {"a": 9}), clip_length=3, val_fraction=0.0, test_fraction=0.0)
+    assert len(set(single.group.tolist())) == 3
+
+
 # single frames
 
 

@@ -40,7 +40,7 @@ class ClipsConfig(Config):
     allow_upscale: bool = False
     """Enlarge frames whose shorter side is below `image_size`, instead of refusing them."""
     clip_length: int = Field(0, ge=0)
-    """Cut each clip or video into clips of this many frames (0: leave whole)."""
+    """Cut clips or videos into clips of this many frames (0: leave whole); of several, each stays in one split."""
     frame_stride: int = Field(1, ge=1)
     """Take every n-th frame of a clip as a sample (or as the first of a pair)."""
     pair_offset: int = Field(0, ge=0)
@@ -167,7 +167,7 @@ class Clips:
     origin: np.ndarray
     """Cached folder or video each clip is cut from, int32."""
     group: np.ndarray
-    """Stable hash of each clip's name, int64."""
+    """Stable hash of what a split must not part, int64: the clip; of clips cut from several videos, the video."""
     split_of: np.ndarray
     """Each clip's number in SPLITS, or -1: in no label file."""
     labels: pd.DataFrame | None = None
@@ -258,7 +258,7 @@ def open_clips(config: ClipsConfig) -> Clips:
     cache = open_cache(source, cache_dir, settings, config.max_broken_fraction, config.decode_workers)
     first, length, origin = cut_clips(np.asarray(cache.start), config.clip_length)
     group = np.asarray(cache.hashes)[origin]
-    if config.clip_length:
+    if config.clip_length and len(cache.names) == 1:
         group = mix_array(group, first - cache.start[origin])
     labels, split_of = _labels_and_split(config, source, cache, origin, group)
     clips = Clips(config, cache, first, length, origin, group, split_of, labels)
