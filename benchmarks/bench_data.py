@@ -1,5 +1,6 @@
 """Reading a batch from the frame cache, against the training step it feeds and against decoding the JPEGs each time."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks.bench_step import SETTINGS, THREADS
-from benchmarks.report import in_turns, line
+from benchmarks.report import in_turns, line, run
 from workbench.datasets.clips import ClipsConfig, open_clips
 from workbench.datasets.synthetic import write_pushing
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
@@ -58,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

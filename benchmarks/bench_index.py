@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import line
+from benchmarks.report import line, run
 from workbench.datasets.cache import FORMAT, CacheSettings, cache_folders, save_array, write_broken
 from workbench.datasets.frames import scan_source
 from workbench.datasets.splits import stable_hash
@@ -99,4 +99,4 @@ def write_cache(source: Path, cache_dir: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

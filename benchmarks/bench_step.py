@@ -1,5 +1,6 @@
 """One full-size training step against the same network trained plainly, and the loss curves of both."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.report import in_turns, line
+from benchmarks.report import in_turns, line, run
 from workbench.datasets.clips import ClipDataset, normalize
 from workbench.datasets.loading import batch_indices
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

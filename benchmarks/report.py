@@ -24,3 +24,9 @@ def line(what: str, measured: str, limit: str, ok: bool) -> None:
     print(f"{'ok  ' if ok else 'MISS'}  {what:<62} {measured:>22}   limit {limit}", flush=True)
     if not ok:
         failures.append(what)
+
+
+def run(main: Callable[[], None]) -> int:
+    """Run one benchmark as a program: its exit code is 1 if a limit was missed."""
+    main()
+    return int(bool(failures))
