@@ -21,7 +21,7 @@ test-fast: .venv/installed  ## the tests of a few seconds each
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 bench: .venv/installed  ## timings side by side, as tables
 	$(BIN)/python -m benchmarks
