@@ -18,7 +18,7 @@ from workbench import batch
 from workbench.batch import LocalKernel, Task, execute, plan, run_folder
 from workbench.checkpoints import load_checkpoint
 from workbench.config import ConfigError
-from workbench.runs import Run, RunError, open_run
+from workbench.runs import Run, RunError, describe_run, open_run
 
 TESTS = Path(__file__).parent
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -150,7 +150,7 @@ def test_a_notebook_is_suggested(project: Path) -> None:
 
 
 def test_a_run_of_another_configuration_stops_before_the_first_starts(project: Path, executed: list) -> None:
-    open_run({"experiment": "demo", "run": "two", "n": 1, "lr": 0.5, "dims": [1]})
+    open_run({"experiment": "demo", "run": "two", "n": 1, "lr": 0.5, "dims": [1]}).record(data="there")
     with pytest.raises(RunError, match="demo/two holds a run of another configuration:\n  lr: 0.5 there, 0.1 here\n"):
         run_folder(project / "params" / "demo", {})
     assert executed == []
@@ -191,6 +191,7 @@ def test_a_failure_stops_before_the_next(project: Path, executed: list, capsys: 
     assert "01_first: FAILED after 0:0" in out and "ValueError in cell [3]: 13" in out
     assert f"executed notebook: {project}/outputs/demo/one/01_first.ipynb" in out
     assert not (project / "outputs" / "demo" / "one" / "01_first.html").exists()
+    assert describe_run(project / "outputs" / "demo" / "one")["state"] == "failed ValueError in cell [3]: 13"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])

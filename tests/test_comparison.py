@@ -243,7 +243,7 @@ def test_equal_frames_have_a_finite_psnr() -> None:
 @pytest.mark.parametrize(
     ("offsets", "message"),
     [
-        ([1, 7], "offset 7: no clip is longer (the longest has 7 frames); lower it"),
+        ([1, 7], "offset 7: no clip is longer (the longest has 7 frames); choose smaller offsets"),
         ([0, 1], "offset 0: must be at least 1"),
         ([-2], "offset -2: must be at least 1"),
     ],

@@ -61,8 +61,9 @@ def test_the_same_configuration_is_opened_again_and_places_do_not_count(tmp_path
 
 
 def test_another_configuration_is_refused_with_each_difference(tmp_path: Path) -> None:
-    path = open_run(PARAMETERS, tmp_path).path
-    before = (path / "config.json").read_bytes()
+    run = open_run(PARAMETERS, tmp_path)
+    run.record(data={"fingerprint": "7"})
+    path, before = run.path, (run.path / "config.json").read_bytes()
     other = {k: v for k, v in PARAMETERS.items() if k != "data"} | {"lr": 1e-3, "hidden_dims": [16, 64], "seed": 3}
     with pytest.raises(RunError) as caught:
         open_run(other, tmp_path)
@@ -75,6 +76,17 @@ def test_another_configuration_is_refused_with_each_difference(tmp_path: Path) -
         "Give another `run` name, or move the folder away.",
     ]
     assert (path / "config.json").read_bytes() == before
+
+
+def test_a_run_that_stopped_before_its_data_begins_with_other_parameters(tmp_path: Path) -> None:
+    path = open_run(PARAMETERS | {"data": "/mistyped"}, tmp_path).path
+    (path / "01_inspect_data.ipynb").write_text("the executed notebook, with the error")
+    assert open_run(PARAMETERS, tmp_path).config["parameters"] == PARAMETERS
+    write_status("running", what="decoding", done=1, total=9)
+    with pytest.raises(RunError, match="another configuration:\n  lr: 0.0001 there, 0.5 here"):
+        open_run(PARAMETERS | {"lr": 0.5}, tmp_path)
+    write_status("stopped", what="decoding", done=1, total=9)
+    assert open_run(PARAMETERS | {"lr": 0.5}, tmp_path).config["parameters"]["lr"] == 0.5
 
 
 def test_differences_name_nested_entries() -> None:

@@ -24,6 +24,7 @@ from workbench.config import ConfigError, nearest
 from workbench.parameters import check, declared, read_file
 from workbench.paths import OUTPUTS_VARIABLE, outputs_root, project_root
 from workbench.process import PREEMPTED_EXIT, Preempted, handled
+from workbench.progress import write_status
 from workbench.runs import Run, check_parameters, open_run, read_json, run_path
 
 REFRESH_SECONDS = 0.5
@@ -156,6 +157,7 @@ def run_task(task: Task, root: Path, arrived: Sequence[int] = ()) -> int:
         print(f"{name}: stopped by {reason}; run the same command again to go on")
         return 130 if signal.SIGINT in arrived else PREEMPTED_EXIT
     if error:
+        write_status("failed", reason=error.splitlines()[0])
         print(f"{name}: FAILED after {_clock(time.monotonic() - started)}\n{error}\nexecuted notebook: {output}")
         return 1
     write_page(output, page)

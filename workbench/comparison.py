@@ -175,7 +175,9 @@ def copy_frame_errors(dataset: ClipDataset, offsets: Sequence[int], max_clips: i
     for offset in offsets:
         error = torch.cat(errors[offset])
         if not len(error):
-            raise ValueError(f"offset {offset}: no clip is longer (the longest has {longest} frames); lower it")
+            raise ValueError(
+                f"offset {offset}: no clip is longer (the longest has {longest} frames); choose smaller offsets"
+            )
         psnr = 10 * torch.log10(4 / error.clamp_min(1e-10))
         rows.append({"offset": offset, "pairs": len(error), "mse": float(error.mean()), "psnr": float(psnr.mean())})
     return pd.DataFrame(rows)

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +39,10 @@ from workbench.progress import STATUS_VARIABLE
 
 PLACE = ("experiment", "run", "cache_dir", "decode_workers")
 """Parameters that say where or how fast, and do not change what a run computes."""
+HEADER = ("parameters", "started", "versions", "git_commit")
+"""What config.json holds from the start; a run that got anywhere has recorded more."""
 STALE_SECONDS = 60
+REASON_WIDTH = 60
 
 
 class RunError(RuntimeError):
@@ -130,14 +134,9 @@ def open_run(parameters: Mapping[str, Any], root: Path | None = None) -> Run:
     try:
         path.mkdir(parents=True, exist_ok=True)
         os.environ[STATUS_VARIABLE] = str(path / "status.json")
-        if not (path / "config.json").exists():
-            header = {
-                "parameters": dict(parameters),
-                "started": now(),
-                "versions": versions(),
-                "git_commit": git_commit(),
-            }
-            write_json(path / "config.json", header)
+        if not (path / "config.json").exists() or changed(path, parameters):
+            values = (dict(parameters), now(), versions(), git_commit())
+            write_json(path / "config.json", dict(zip(HEADER, values, strict=True)))
         elif not (path / "summary.json").exists():
             (path / "config.json").touch()
     except OSError as error:
@@ -161,8 +160,15 @@ def run_path(parameters: Mapping[str, Any], root: Path | None = None) -> Path:
     return (root or outputs_root()) / parameters["experiment"] / parameters["run"]
 
 
+def holds_nothing(path: Path) -> bool:
+    """Whether a run stopped before it had recorded its data or anything else, and may begin with other parameters."""
+    config, status = read_json(path / "config.json"), _read_if_there(path / "status.json")
+    finished = (path / "summary.json").exists()
+    return tuple(config) == HEADER and not finished and not _state({}, status).startswith("running")
+
+
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
-    """Refuse a folder whose config.json was written for other parameters.
+    """Refuse a folder whose config.json was written for other parameters, unless the run holds nothing yet.
 
     Raises:
         RunError: with one line per difference; or the folder is no run's.
@@ -174,10 +180,15 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     config = read_json(path / "config.json")
     if "parameters" not in config:
         raise RunError(f"{path}: its config.json is not that of a run: choose another run, or move it away")
-    before = {k: v for k, v in config["parameters"].items() if k not in PLACE}
-    found = differences(before, {k: v for k, v in parameters.items() if k not in PLACE})
-    if found:
+    found = changed(path, parameters)
+    if found and not holds_nothing(path):
         raise RunError(_conflict(path, found))
+
+
+def changed(path: Path, parameters: Mapping[str, Any]) -> list[str]:
+    """One line for each parameter that is not as in a run's config.json and changes what the run computes."""
+    there = {k: v for k, v in read_json(path / "config.json")["parameters"].items() if k not in PLACE}
+    return differences(there, {k: v for k, v in parameters.items() if k not in PLACE})
 
 
 def _conflict(path: Path, found: list[str]) -> str:
@@ -264,7 +275,7 @@ def _state(summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     state = status["state"]
     if state == "running" and time.time() - status["updated"] > STALE_SECONDS:
         state = "stopped"
-    reason = status.get("reason", "")
+    reason = textwrap.shorten(status.get("reason", ""), REASON_WIDTH, placeholder=" …")
     return " ".join(part for part in (state, progress, reason) if part)
 
 
