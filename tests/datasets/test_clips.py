@@ -425,3 +425,14 @@ def test_an_outputs_folder_that_cannot_be_written_is_refused(tmp_path, monkeypat
         DataError, match="^WORKBENCH_OUTPUTS='.*/file/cache': cannot be made .* set WORKBENCH_OUTPUTS to a"
     ):
         open_clips(ClipsConfig())
+
+
+def test_the_table_has_a_row_per_clip_with_its_split(tmp_path, write_clips):
+    source = write_clips(tmp_path / "data", LENGTHS)
+    (source / "actions.csv").write_text("clip,action\n" + "".join(f"{name},act {n}\n" for name, n in LENGTHS.items()))
+    clips = opened(source, val_fraction=0.25, test_fraction=0.25)
+    table = clips.table()
+    assert dict(zip(table["clip"], table["frames"], strict=True)) == LENGTHS
+    assert [f"act {n}" for n in table["frames"]] == table["action"].tolist()
+    for name in SPLITS:
+        assert set(table.loc[table["split"] == name, "clip"]) == set(clips.split(name).table()["clip"])

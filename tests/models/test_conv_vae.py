@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,15 +55,15 @@ def test_equals_the_reference_implementation(
 
 
 def test_parameter_count_at_full_size() -> None:
-    """The sum over layers as the issue words them: kernel 3 x 3, weights and bias, two numbers per norm channel."""
+    """The sum over layers as published: kernel 3 x 3, weights and bias, two numbers per norm channel."""
     dims, latent, channels, grid = [64, 128, 256, 512, 1024], 256, 3, 256 // 2**5
 
     def conv(c_in: int, c_out: int) -> int:
         return 9 * c_in * c_out + c_out
 
     features = dims[-1] * grid**2
-    encoder = sum(conv(a, b) + 2 * b for a, b in zip([channels, *dims], dims, strict=False))
-    decoder = sum(conv(a, b) + 2 * b for a, b in zip(dims[::-1], dims[-2::-1], strict=False))
+    encoder = sum(conv(a, b) + 2 * b for a, b in pairwise([channels, *dims]))
+    decoder = sum(conv(a, b) + 2 * b for a, b in pairwise(dims[::-1]))
     linear = 2 * (features + 1) * latent + (latent + 1) * features
     last = conv(dims[0], dims[0]) + 2 * dims[0] + conv(dims[0], channels)
     with torch.device("meta"):

@@ -210,6 +210,13 @@ class Clips:
         offset = self.first[segment] - self.cache.start[self.origin[segment]]
         return f"{name}@{offset:05d}" if self.config.clip_length else name
 
+    def table(self) -> pd.DataFrame:
+        """One row per clip: its name, group, split (empty: in no label file), length in frames, and its labels."""
+        table = pd.DataFrame({"clip": np.array(self.cache.clip_names(), object)[self.origin], "group": self.group})
+        table["split"] = np.array([*SPLITS, ""], object)[self.split_of]
+        table["frames"] = self.length
+        return table if self.labels is None else table.join(self.labels, on="clip")
+
     def clip(self, segment: int) -> Float[Tensor, "t c h w"]:
         """All frames of one clip that decoded, in [-1, 1]."""
         slots = np.arange(self.first[segment], self.first[segment] + self.length[segment])

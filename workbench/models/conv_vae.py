@@ -6,6 +6,8 @@ Deviations: none in the network. The KL is summed over dimensions and averaged o
 weight belongs to training; noise can be given with the batch, so that a step can be repeated exactly.
 """
 
+from itertools import pairwise
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -77,12 +79,11 @@ class ConvVAE(nn.Module):
         dims, features = config.hidden_dims, config.hidden_dims[-1] * config.grid**2
         self.latent_layout = LatentLayout(z=(config.latent_dim,))
         self.noise_dim = config.latent_dim
-        self.encoder = nn.Sequential(*(down(a, b) for a, b in zip([config.in_channels, *dims], dims, strict=False)))
+        self.encoder = nn.Sequential(*(down(a, b) for a, b in pairwise([config.in_channels, *dims])))
         self.to_mu = nn.Linear(features, config.latent_dim)
         self.to_logvar = nn.Linear(features, config.latent_dim)
         self.from_z = nn.Linear(config.latent_dim, features)
-        stages = zip(dims[::-1], dims[-2::-1], strict=False)
-        self.decoder = nn.Sequential(*(nn.Sequential(*up(a, b)) for a, b in stages))
+        self.decoder = nn.Sequential(*(nn.Sequential(*up(a, b)) for a, b in pairwise(dims[::-1])))
         last = nn.Conv2d(dims[0], config.in_channels, 3, padding=1)
         self.to_image = nn.Sequential(*up(dims[0], dims[0]), last, nn.Tanh())
 
