@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.report import line, run
-from workbench.comparison import file_digest
+from workbench.provenance import file_digest
 
 KILLS = 20
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"models"},
     {"checkpoints"},
     {"runs"},
-    {"logs"},
+    {"logs", "provenance"},
     {"training"},
     {"comparison"},
     {"explorer"},

@@ -15,7 +15,6 @@ from workbench.comparison import (
     decode,
     encode_split,
     error_table,
-    file_digest,
     fit_floors,
     paired_verdict,
     reconstruction_errors,
@@ -24,6 +23,7 @@ from workbench.comparison import (
 from workbench.datasets.clips import ClipDataset
 from workbench.layers import Posterior
 from workbench.models.conv_vae import ConvVAE
+from workbench.provenance import file_digest
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ def test_the_standard_error_is_over_groups() -> None:
     """Group means 1, 4 and 10: mean 5, deviations -4, -1, 5, variance 21, standard error sqrt(21 / 3)."""
     table = error_table(errors(vae=[[0.0, 2.0], [4.0], [10.0, 10.0, 10.0]], pca=[[1.0], [1.0], [1.0]]))
     assert list(table.columns) == ["mse", "mse_se"] and list(table.index) == ["vae", "pca"]
-    assert table.loc["vae", "mse"] == pytest.approx(36 / 6), "the mean is over samples"
+    assert table.loc["vae", "mse"] == pytest.approx((1 + 4 + 10) / 3), "the mean is over clips"
     assert table.loc["vae", "mse_se"] == pytest.approx(math.sqrt(7))
     assert table.loc["pca", "mse_se"] == 0
 
@@ -233,6 +233,16 @@ def test_copy_frame_errors_by_brute_force() -> None:
         assert frame.loc[offset, "psnr"] == pytest.approx(np.mean([10 * math.log10(4 / e) for e in squared]), rel=1e-5)
 
 
+def test_an_offset_beyond_every_clip_is_a_row_without_pairs() -> None:
+    frame = copy_frame_errors(clip_dataset(5, 7)[0], [1, 7], 10).set_index("offset")
+    assert frame.loc[1, "pairs"] == 10 and frame.loc[7, "pairs"] == 0 and np.isnan(frame.loc[7, "mse"])
+
+
+def test_a_path_between_equal_samples_has_no_ratio() -> None:
+    frame = smoothness(Linear(), torch.full((4, 5), 0.5), pairs=2, steps=5, seed=0)
+    assert frame["ratio"].isna().all() and (frame["ppl"] == 0).all()
+
+
 def test_equal_frames_have_a_finite_psnr() -> None:
     dataset, clips = clip_dataset(3)
     clips.frames[0][:] = 0.5
@@ -243,7 +253,7 @@ def test_equal_frames_have_a_finite_psnr() -> None:
 @pytest.mark.parametrize(
     ("offsets", "message"),
     [
-        ([1, 7], "offset 7: no clip is longer (the longest has 7 frames); choose smaller offsets"),
+        ([9, 7], "offsets=[9, 7]: the longest clip has 7 frames; choose smaller offsets"),
         ([0, 1], "offset 0: must be at least 1"),
         ([-2], "offset -2: must be at least 1"),
     ],

@@ -191,7 +191,7 @@ def test_a_notebook_without_a_parameters_cell(tmp_path: Path) -> None:
         ("run: no", "run=False in f.yaml: must be text; put it in quotes"),
         ("labels:", "labels=None in f.yaml: must be text; put it in quotes"),
         ("compile: 1", "compile=1 in f.yaml: must be true or false"),
-        ("device: gpu", "device='gpu' in f.yaml: must be 'auto', 'cpu', 'mps', 'cuda', 'cuda:0', 'cuda:1' and so on"),
+        ("device: gpu", "device='gpu' in f.yaml: must be 'auto', 'cpu', 'cuda', 'cuda:0', 'cuda:1' and so on"),
         ("precision: fp16", "precision='fp16' in f.yaml: must be 'fp32' or 'bf16'"),
         ("eval_samples: -1", "eval_samples=-1 in f.yaml: must be at least 0"),
         ("lr: {first: 1}", "lr={'first': 1} in f.yaml: must be a number"),

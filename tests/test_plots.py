@@ -151,6 +151,12 @@ def test_error_bars_writes_the_numbers_at_the_bars() -> None:
     assert colours[0] != colours[1] == colours[2]
 
 
+def test_error_bars_draws_standard_errors_as_whiskers() -> None:
+    fig = plots.error_bars({"VAE": 2.0, "PCA": 3.0}, "error", errors={"PCA": 0.5, "VAE": 0.25})
+    spans = [segment[:, 0].tolist() for segment in fig.axes[0].collections[0].get_segments()]
+    assert spans == [[1.75, 2.25], [2.5, 3.5]]
+
+
 def test_copy_frame_curve_draws_both_errors() -> None:
     fig = plots.copy_frame_curve([1, 2, 4], torch.tensor([0.1, 0.2, 0.3]), np.array([16.0, 13.0, 11.2]))
     assert_reads_well(fig, 2)

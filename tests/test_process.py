@@ -43,7 +43,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device() == torch.device("cpu")
     with pytest.raises(ValueError) as caught:
         pick_device("gpu")
-    assert str(caught.value) == "device='gpu': must be 'auto', 'cpu', 'mps', 'cuda', 'cuda:0', 'cuda:1' and so on"
+    assert str(caught.value) == "device='gpu': must be 'auto', 'cpu', 'cuda', 'cuda:0', 'cuda:1' and so on"
     with pytest.raises(ValueError, match="^device='cuda': 0 CUDA devices are present; use 'auto' or 'cpu'$"):
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -25,6 +25,7 @@ from workbench.parameters import check, declared, read_file
 from workbench.paths import OUTPUTS_VARIABLE, outputs_root, project_root
 from workbench.process import PREEMPTED_EXIT, Preempted, handled
 from workbench.progress import write_status
+from workbench.provenance import check_source
 from workbench.runs import Run, check_parameters, open_run, read_json, run_path
 
 REFRESH_SECONDS = 0.5
@@ -145,6 +146,7 @@ def run_task(task: Task, root: Path, arrived: Sequence[int] = ()) -> int:
     run, name = open_run(task.resolved), task.notebook.stem
     output, page = run.path / task.notebook.name, run.path / f"{name}.html"
     if run.finished and output.exists():
+        check_source(run)
         if not page.exists():
             write_page(output, page)
         print(f"{name}: finished on {read_json(run.path / 'summary.json')['finished']}, left as it is ({run.path})")

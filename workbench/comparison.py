@@ -1,8 +1,6 @@
 """Held-out figures beside honest floors, with their uncertainty over clips."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,6 +26,9 @@ from workbench.metrics import (
 Reconstruct = Callable[[Tensor], Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
+SAME_SAMPLE_MSE = 1e-9
+"""Two decoded samples closer than this are the same up to rounding."""
+
 
 def batches(dataset: Dataset, batch_size: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
     """Every sample of a split once, in order, prepared on the device."""
@@ -38,20 +39,26 @@ def batches(dataset: Dataset, batch_size: int, device: torch.device) -> Iterator
 
 @torch.inference_mode()
 def fit_floors(
-    train: Dataset, n_components: int, batch_size: int = 256, device: torch.device | None = None, seed: int = 0
+    train: Dataset,
+    n_components: int,
+    batch_size: int = 256,
+    device: torch.device | None = None,
+    seed: int = 0,
+    iterations: int = 12,
 ) -> tuple[PCA, MeanFloor]:
     """The two floors of every reconstruction figure, fitted on the training split in a stream.
 
     Args:
         train: Training split, or a subset of it.
         n_components: Components of the PCA: as many as the latent has dimensions.
+        iterations: Passes over the data; `PCA.last_gain` says how far the last one still moved.
     """
     device = device or torch.device("cpu")
 
     def images() -> Iterator[Tensor]:
         return (batch["x"] for batch in batches(train, batch_size, device))
 
-    return fit_pca(images, n_components, seed=seed), fit_mean(images())
+    return fit_pca(images, n_components, iterations, seed), fit_mean(images())
 
 
 @torch.inference_mode()
@@ -82,14 +89,15 @@ def reconstruction_errors(
 
 
 def error_table(errors: pd.DataFrame) -> pd.DataFrame:
-    """Mean of each figure by method, and its standard error over groups (`mse_se`, …).
+    """Mean of each figure by method over the groups' means, and its standard error over groups (`mse_se`, …).
 
-    Frames of one clip resemble each other, so the clip, not the frame, is the unit of the standard error.
+    Frames of one clip resemble each other, so the clip, not the frame, is the unit of both.
     """
     figures = [column for column in errors if column not in ("method", "group")]
     grouped = errors.groupby(["method", "group"], sort=False)[figures].mean().groupby("method", sort=False)
-    mean, error = errors.groupby("method", sort=False)[figures].mean(), grouped.sem().add_suffix("_se")
-    return mean.join(error)[[name for figure in figures for name in (figure, f"{figure}_se")]]
+    return grouped.mean().join(grouped.sem().add_suffix("_se"))[
+        [name for figure in figures for name in (figure, f"{figure}_se")]
+    ]
 
 
 def paired_verdict(errors: pd.DataFrame, method: str, floor: str, figure: str = "mse") -> str:
@@ -135,7 +143,8 @@ def smoothness(
     """Path-length ratio and perceptual path length of lerp and slerp between random pairs of latents.
 
     Returns:
-        One row per pair and method: method, ratio (1 is a straight path), ppl (in units of `distance`).
+        One row per pair and method: method, ratio (1 is a straight path; NaN where both ends decode to the same
+        sample, between which no path is straight), ppl (in units of `distance`).
     """
     chosen = np.random.default_rng(seed)
     rows = []
@@ -143,8 +152,9 @@ def smoothness(
         a, b = z[chosen.choice(len(z), 2, replace=False)]
         for method in ("lerp", "slerp"):
             path = decode(model, interpolate(a, b, steps, method))
-            ratio, ppl = float(path_length_ratio(path)), float(perceptual_path_length(path, distance))
-            rows.append({"method": method, "ratio": ratio, "ppl": ppl})
+            moved = float(mse(path[:1], path[-1:])) > SAME_SAMPLE_MSE
+            ratio = float(path_length_ratio(path)) if moved else float("nan")
+            rows.append({"method": method, "ratio": ratio, "ppl": float(perceptual_path_length(path, distance))})
     return pd.DataFrame(rows)
 
 
@@ -154,13 +164,14 @@ def copy_frame_errors(dataset: ClipDataset, offsets: Sequence[int], max_clips: i
 
     Args:
         dataset: Its clips are used, the first `max_clips` of them.
-        offsets: Distances in frames that decoded, from 1, each shorter than some clip.
+        offsets: Distances in frames that decoded, from 1.
 
     Returns:
-        Columns offset, pairs, mse (per element, [-1, 1] scale), psnr (mean over pairs, dB), one row per offset.
+        Columns offset, pairs, mse (per element, [-1, 1] scale), psnr (mean over pairs, dB), one row per offset;
+        an offset that no clip is long enough for has 0 pairs and NaN.
 
     Raises:
-        ValueError: an offset below 1, or one that no clip is long enough for.
+        ValueError: an offset below 1, or no clip is long enough for any.
     """
     if min(offsets) < 1:
         raise ValueError(f"offset {min(offsets)}: must be at least 1")
@@ -171,19 +182,11 @@ def copy_frame_errors(dataset: ClipDataset, offsets: Sequence[int], max_clips: i
         longest = max(longest, len(clip))
         for offset in errors:
             errors[offset].append(mse(clip[offset:], clip[: max(0, len(clip) - offset)]))
+    if longest <= min(offsets):
+        raise ValueError(f"offsets={list(offsets)}: the longest clip has {longest} frames; choose smaller offsets")
     rows = []
     for offset in offsets:
         error = torch.cat(errors[offset])
-        if not len(error):
-            raise ValueError(
-                f"offset {offset}: no clip is longer (the longest has {longest} frames); choose smaller offsets"
-            )
         psnr = 10 * torch.log10(4 / error.clamp_min(1e-10))
         rows.append({"offset": offset, "pairs": len(error), "mse": float(error.mean()), "psnr": float(psnr.mean())})
     return pd.DataFrame(rows)
-
-
-def file_digest(path: Path) -> str:
-    """Hash of a file's content, to say which weights a result was computed from."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=8)).hexdigest()

@@ -141,18 +141,22 @@ def _draw_splits(ax: Axes, metrics: pd.DataFrame, column: str) -> None:
             ax.plot(logged["step"], logged[column], color=PALETTE[i], label=split, **style)
 
 
-def error_bars(table: dict[str, float], label: str, highlight: str = "") -> Figure:
+def error_bars(
+    table: dict[str, float], label: str, highlight: str = "", errors: dict[str, float] | None = None
+) -> Figure:
     """Horizontal bars, one per method, with the numbers written at their ends.
 
     Args:
         table: Error by method, drawn from top to bottom.
         label: What is measured, with its unit.
         highlight: Method drawn in a colour of its own, say the model among its floors; none where empty.
+        errors: Standard error by method, drawn as whiskers.
     """
     fig = _figure(7, 0.45 * len(table) + 1.1)
     ax = fig.subplots()
     colours = [PALETTE[1] if method == highlight else PALETTE[0] for method in table]
-    bars = ax.barh(list(table), list(table.values()), color=colours)
+    whiskers = [errors[method] for method in table] if errors else None
+    bars = ax.barh(list(table), list(table.values()), xerr=whiskers, capsize=3, color=colours)
     ax.bar_label(bars, fmt="{:.4g}", padding=4)
     ax.margins(x=0.15)
     ax.invert_yaxis()
@@ -277,6 +281,7 @@ def path_lengths(ratios: dict[str, Values]) -> Figure:
     jitter = np.random.default_rng(0)  # of its own, so that drawing changes no other draw
     for i, values in enumerate(ratios.values()):
         values = _array(values)
+        values = values[~np.isnan(values)]
         ax.boxplot(values, positions=[i], widths=0.4, showfliers=False, medianprops={"color": "black"})
         ax.scatter(i + jitter.uniform(-0.15, 0.15, len(values)), values, s=10, alpha=0.6, color=PALETTE[i])
     ax.axhline(1, color="black", ls=":", label="straight path")

@@ -17,8 +17,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 def known_device(name: str) -> str:
     """The name itself if it is one of a device, which need not be present here; else a ValueError."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError("must be 'auto', 'cpu', 'mps', 'cuda', 'cuda:0', 'cuda:1' and so on")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("must be 'auto', 'cpu', 'cuda', 'cuda:0', 'cuda:1' and so on")
     return name
 
 
@@ -109,11 +109,29 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device={name!r}: {error}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={name!r}: {torch.cuda.device_count()} CUDA devices are present; use 'auto' or 'cpu'")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device='mps': this machine has none; use 'auto' or 'cpu'")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is, for bits that depend on it: the GPU's model with its CUDA and cuDNN, or the CPU's abilities."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return f"{name}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bfloat16 autocast for `bf16`, nothing for `fp32`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def seed_generators(value: int) -> None:
+    """Set the default generators, those of dropout and augmentation, of the CPU and of CUDA where it is in use."""
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a device, or the CPU, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

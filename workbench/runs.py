@@ -236,19 +236,26 @@ def load_run(path: str | Path, checkpoint: str = "final") -> tuple[nn.Module, di
     path = Path(path)
     if not (path / "config.json").exists():
         raise RunError(f"{path}: no run there (no config.json)")
-    config = read_json(path / "config.json")
-    if checkpoint not in ("final", "best"):
-        raise RunError(f"checkpoint={checkpoint!r}: must be 'final' or 'best'")
+    config, weights = read_json(path / "config.json"), path / weights_file(checkpoint)
     if "model" not in config or not (path / "model.safetensors").exists():
         state = describe_run(path)
         raise RunError(f"{path} has no finished model (state: {state['state']}): run its notebook again to go on")
     model = build_model(config["model"]["kind"], {k: v for k, v in config["model"].items() if k != "kind"})
-    if checkpoint == "final":
-        load_weights(model, load_safetensors(path / "model.safetensors"), path / "model.safetensors")
-    else:
-        best = path / "checkpoints" / "best.ckpt"
-        load_weights(model, load_checkpoint(best)["model"], best)
+    final = checkpoint == "final"
+    load_weights(model, load_safetensors(weights) if final else load_checkpoint(weights)["model"], weights)
     return model.eval(), config
+
+
+def weights_file(checkpoint: str) -> str:
+    """File of a run folder with its `final` weights (what training ended with) or the `best` (by validation loss).
+
+    Raises:
+        RunError: another name.
+    """
+    files = {"final": "model.safetensors", "best": "checkpoints/best.ckpt"}
+    if checkpoint not in files:
+        raise RunError(f"checkpoint={checkpoint!r}: must be 'final' or 'best'")
+    return files[checkpoint]
 
 
 def describe_run(path: Path) -> dict[str, str]:

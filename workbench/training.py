@@ -3,7 +3,7 @@
 Nothing in the loop is stateful but the checkpoint (model, optimizer, step, micro-batch count, best value):
 batch order is a function of (seed, epoch), noise and dropout of (seed, step). So a run that was killed at any
 instant and started again ends in the same weights, bit for bit, as one that was not. The conditions are the
-same device, thread count and library versions, which config.json records.
+same device, thread count and library versions; a resumed run says so where they are not.
 """
 
 import math
@@ -27,9 +27,19 @@ from workbench.datasets.splits import mix
 from workbench.logs import Log
 from workbench.losses import linear_warmup
 from workbench.plots import image_grid
-from workbench.process import DeviceName, autocast, deterministic_kernels, leave, pick_device, stop_signals
+from workbench.process import (
+    DeviceName,
+    autocast,
+    deterministic_kernels,
+    device_name,
+    leave,
+    out_of_memory,
+    pick_device,
+    seed_generators,
+    stop_signals,
+)
 from workbench.progress import Progress, write_status
-from workbench.runs import Run
+from workbench.runs import Run, differences
 
 FIXED_SAMPLES = 8
 NAMED_SAMPLES = 64
@@ -90,14 +100,6 @@ def vae_weights(config: TrainConfig) -> Weights:
 def draw_noise(seed: int, step: int, samples: int, noise_dim: int) -> Float[Tensor, "b d"]:
     """Standard normal noise for the whole batch of a step: a function of (seed, step) on every device."""
     return torch.randn(samples, noise_dim, generator=torch.Generator().manual_seed(mix(seed, 2, step)))
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Set the default generators (dropout, augmentation) to a function of (seed, step)."""
-    value = mix(seed, 1, step)
-    torch.default_generator.manual_seed(value)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(value)
 
 
 @torch.inference_mode()
@@ -286,7 +288,7 @@ class Trainer:
             try:
                 return self._accumulate(batch, weights, n)
             except RuntimeError as error:
-                if not _out_of_memory(error) or self.micro_batches >= n:
+                if not out_of_memory(error) or self.micro_batches >= n:
                     raise
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
@@ -301,7 +303,7 @@ class Trainer:
             )
 
     def _accumulate(self, batch: Batch, weights: Mapping[str, float], n: int) -> dict[str, Tensor]:
-        seed_step(self.config.seed, self.step)
+        seed_generators(mix(self.config.seed, 1, self.step))
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
         for part in torch.arange(n).chunk(self.micro_batches):
@@ -346,7 +348,8 @@ class Trainer:
     @torch.inference_mode()
     def _reconstructions(self) -> Figure:
         """The fixed validation samples beside their reconstructions."""
-        raw = self.val_set.batch(np.arange(min(FIXED_SAMPLES, len(self.val_set))))
+        last = len(self.val_set) - 1
+        raw = self.val_set.batch(np.linspace(0, last, min(FIXED_SAMPLES, last + 1)).astype(int))
         x = self.val_set.prepare(to_device(raw, self.device))["x"]
         self.model.eval()
         x_hat = self.model(x)
@@ -363,6 +366,7 @@ class Trainer:
             "micro_batches": self.micro_batches,
             "best": self.best,
             "seconds": self.seconds,
+            "device": device_name(self.device),
         }
         save_checkpoint(self.folder / f"{name}.ckpt", state | progress)
         if name == "last":
@@ -380,7 +384,9 @@ class Trainer:
         self.step, self.micro_batches = state["step"], state["micro_batches"]
         self.best, self.seconds, self.saved_step = state["best"], state["seconds"], state["step"]
         print(f"resumed {path} at step {self.step} of {self.steps}", flush=True)
-        if changes := self.run.changes():
+        if changes := self.run.changes() + differences(
+            {"device": state["device"]}, {"device": device_name(self.device)}
+        ):
             print(f"not bit for bit as without the interruption, as this has changed: {'; '.join(changes)}", flush=True)
         return state["validated"]
 
@@ -391,7 +397,3 @@ class Trainer:
         leave(
             self.stop["signal"], f"stopped by {name} after step {self.step} of {self.steps}; a checkpoint was written"
         )
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -44,13 +44,28 @@ def spoil(source: Path, *frames: tuple[str, int]) -> None:
 # cutting
 
 
-def test_pieces_of_one_of_several_videos_stay_on_one_side_and_those_of_a_single_one_do_not(tmp_path, write_clips):
-    several = opened(
-        write_clips(tmp_path / "several", {"a": 9, "b": 9}), clip_length=3, val_fraction=0.0, test_fraction=0.0
-    )
+def test_pieces_of_one_clip_in_a_folder_stay_on_one_side_and_those_of_a_video_file_do_not(
+    tmp_path, write_clips, write_video
+):
+    none_held_out = {"val_fraction": 0.0, "test_fraction": 0.0, "clip_length": 3}
+    several = opened(write_clips(tmp_path / "several", {"a": 9, "b": 9}), **none_held_out)
     assert several.group.tolist() == np.repeat(stable_hash(["a", "b"]), 3).tolist()
-    single = opened(write_clips(tmp_path / "single", {"a": 9}), clip_length=3, val_fraction=0.0, test_fraction=0.0)
-    assert len(set(single.group.tolist())) == 3
+    assert opened(write_clips(tmp_path / "one", {"a": 9}), **none_held_out).group.tolist() == several.group[:3].tolist()
+    video = opened(write_video(tmp_path / "film.mp4", "mpeg4"), **none_held_out)
+    assert len(set(video.group.tolist())) == len(video.group) == 4
+
+
+def test_the_fingerprint_is_of_the_split_and_the_conditions_too(tmp_path, write_clips):
+    source = write_clips(tmp_path / "data", {f"c{i}": 1 for i in range(20)})
+    found = {opened(source).fingerprint, opened(source).fingerprint}
+    assert len(found) == 1
+    found.add(opened(source, split_seed=1).fingerprint)
+    rows = [f"c{i},1,{{}}\n".format(i) for i in range(20)]
+    (source / "conditions.csv").write_text("clip,frame,x\n" + "".join(rows))
+    found.add(opened(source).fingerprint)
+    (source / "conditions.csv").write_text("clip,frame,x\n" + "".join(rows).replace(",19\n", ",18\n"))
+    found.add(opened(source).fingerprint)
+    assert len(found) == 4
 
 
 # single frames

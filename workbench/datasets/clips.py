@@ -1,5 +1,6 @@
 """Clips: folders of frames or videos, as frames or as pairs of frames, split by clip."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ class ClipsConfig(Config):
     allow_upscale: bool = False
     """Enlarge frames whose shorter side is below `image_size`, instead of refusing them."""
     clip_length: int = Field(0, ge=0)
-    """Cut clips or videos into clips of this many frames (0: leave whole); of several, each stays in one split."""
+    """Cut clips or videos into clips of this many frames (0: leave whole); in a folder, those of one stay together."""
     frame_stride: int = Field(1, ge=1)
     """Take every n-th frame of a clip as a sample (or as the first of a pair)."""
     pair_offset: int = Field(0, ge=0)
@@ -183,8 +184,11 @@ class Clips:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the clips' names and decoded pixels."""
-        return self.cache.meta["fingerprint"]
+        """Hash of the clips' names and decoded pixels, of their split, and of their conditions."""
+        digest = hashlib.blake2b(self.cache.meta["fingerprint"].encode(), digest_size=8)
+        for array in (self.length, self.group, self.split_of, self.conditions):
+            digest.update(b"" if array is None else np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     def split(self, name: str) -> ClipDataset:
         """The samples of `train`, `val` or `test`.
@@ -242,7 +246,6 @@ class Clips:
             "clips_of_one_frame": int((self.length == 1).sum()),
             "clips_in_no_label_file": int((self.split_of == UNLISTED).sum()),
             "cache_gb": round(self.cache.frames.nbytes / 1e9, 3),
-            "fingerprint": meta["fingerprint"],
         }
         for i, (name, (dataset, counted)) in enumerate(parts.items()):
             report |= {f"{name}_clips": int((self.split_of == i).sum()), f"{name}_samples": len(dataset)}
@@ -265,7 +268,7 @@ def open_clips(config: ClipsConfig) -> Clips:
     cache = open_cache(source, cache_dir, settings, config.max_broken_fraction, config.decode_workers)
     first, length, origin = cut_clips(np.asarray(cache.start), config.clip_length)
     group = np.asarray(cache.hashes)[origin]
-    if config.clip_length and len(cache.names) == 1:
+    if config.clip_length and source.is_file():
         group = mix_array(group, first - cache.start[origin])
     labels, split_of = _labels_and_split(config, source, cache, origin, group)
     clips = Clips(config, cache, first, length, origin, group, split_of, labels)
