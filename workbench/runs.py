@@ -262,7 +262,7 @@ def describe_run(path: Path) -> dict[str, str]:
     """One row of the table of runs: run, model, data, state, time, figures."""
     config, status = read_json(path / "config.json"), _read_if_there(path / "status.json")
     summary = _read_if_there(path / "summary.json")
-    figures = {k: v for k, v in summary.items() if isinstance(v, float)}
+    figures = {k: v for k, v in summary.items() if isinstance(v, float) and not k.endswith("_se")}
     return {
         "run": f"{path.parent.name}/{path.name}",
         "model": config.get("model", {}).get("kind", ""),
