@@ -1,4 +1,4 @@
-"""A second opening (best of 3) of as many clips as Something-Something v2 has, with its labels: seconds and memory."""
+"""A second opening (median of 5) of as many clips as Something-Something v2 has: seconds and memory."""
 
 import json
 import subprocess
@@ -38,8 +38,8 @@ def main() -> None:
         config = {"data": str(folder / "clips"), "image_size": SIZE, "cache_dir": str(folder / "cache")}
         pairs = {"labels": str(folder / "labels"), "pair_offset": 5}
         for what, more in {"single frames, split by hash": {}, "pairs, official split": pairs}.items():
-            openings = [reopen(config | more) for _ in range(3)]
-            seconds = min(opening[0] for opening in openings)  # what else runs on the machine only adds
+            openings = [reopen(config | more) for _ in range(5)]
+            seconds = float(np.median([opening[0] for opening in openings]))
             _, before, after, clips, frames = np.max(openings, axis=0)
             about = f"{clips:,.0f} clips, {frames / 1e6:.1f} M frames: {what}"
             line(about, f"{seconds:.2f} s", f"{MAX_SECONDS} s", seconds <= MAX_SECONDS)
