@@ -15,7 +15,8 @@ from workbench.datasets.synthetic import write_pushing
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.plots import image_grid
 from workbench.runs import Run
-from workbench.training import TrainConfig, Trainer, vae_weights
+from workbench.schedule import TrainConfig, vae_weights
+from workbench.training import Trainer
 
 BATCH, SIZE = 64, 256
 MAX_SHARE = 0.05

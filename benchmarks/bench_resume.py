@@ -21,7 +21,8 @@ def train(folder: Path) -> None:
     from benchmarks.bench_step import Blobs
     from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
     from workbench.runs import open_run
-    from workbench.training import TrainConfig, fit, vae_weights
+    from workbench.schedule import TrainConfig, vae_weights
+    from workbench.training import fit
 
     torch.set_num_threads(2)
     torch.manual_seed(0)

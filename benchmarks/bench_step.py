@@ -14,7 +14,8 @@ from workbench.datasets.loading import batch_indices
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.plots import image_grid
 from workbench.runs import Run
-from workbench.training import TrainConfig, Trainer, draw_noise, pick_device, vae_weights
+from workbench.schedule import TrainConfig, vae_weights
+from workbench.training import Trainer, draw_noise, pick_device
 
 THREADS = 2
 SETTINGS = {"precision": "bf16", "channels_last": True, "lr": 1e-4}
@@ -51,7 +52,7 @@ class Plain:
         torch.manual_seed(0)
         self.model, self.data, self.batch_size, self.step = ConvVAE(config).train(), data, batch_size, 0
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=SETTINGS["lr"])
-        self.weights = vae_weights(TrainConfig())(0)
+        self.weights = vae_weights(TrainConfig())(0.0)
         self.indices = batch_indices(len(data), batch_size, 0, 0)
 
     def train_step(self) -> float:

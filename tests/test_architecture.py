@@ -9,15 +9,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "workbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"workbench", "paths", "config", "progress", "process"},
-    {"losses", "layers", "metrics", "lpips", "interpolation", "plots"},
+    {"workbench", "paths", "config", "progress", "process", "simulgen", "importing"},
+    {"losses", "layers", "metrics", "lpips", "interpolation", "plots", "field_plots"},
     {"datasets"},
     {"models"},
+    {"published"},
     {"checkpoints"},
     {"runs"},
-    {"logs", "provenance"},
-    {"training"},
+    {"schedule", "health", "objectives", "augmentation", "logs", "provenance"},
+    {"training", "conditioning"},
     {"comparison"},
+    {"ablation"},
     {"explorer"},
     {"parameters"},
     {"batch"},

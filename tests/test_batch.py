@@ -316,7 +316,8 @@ TRAIN = f"""
 import sys; sys.path.insert(0, {str(TESTS)!r})
 import time, torch
 import tiny
-from workbench.training import TrainConfig, fit, vae_weights
+from workbench.schedule import TrainConfig, vae_weights
+from workbench.training import fit
 torch.set_num_threads(1)
 config = TrainConfig(**tiny.QUICK | tiny.SETTINGS)
 images = tiny.Images(tiny.N, on_batch=lambda number: time.sleep(lr))

@@ -14,7 +14,8 @@ from workbench.checkpoints import load_checkpoint
 from workbench.models.conv_vae import ConvVAE
 from workbench.process import Preempted
 from workbench.runs import Run, describe_run
-from workbench.training import NonFiniteError, TrainConfig, Trainer, vae_weights
+from workbench.schedule import TrainConfig, vae_weights
+from workbench.training import NonFiniteError, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

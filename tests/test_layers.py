@@ -22,6 +22,19 @@ def test_a_deterministic_posterior_ignores_noise_and_has_no_kl() -> None:
         posterior.kl()
 
 
+def test_dimensions_behind_the_variance_are_points() -> None:
+    """logvar of 2 of 5 dimensions: noise and KL concern these two, and the other three are as the mean has them."""
+    mu, logvar, noise = random(4, 5), random(4, 2, seed=1), random(4, 2, seed=2)
+    posterior = Posterior(mu, logvar)
+    z = posterior.sample(noise)
+    assert z.shape == (4, 5) and torch.equal(z[:, 2:], mu[:, 2:])
+    torch.testing.assert_close(z[:, :2], mu[:, :2] + logvar.exp().sqrt() * noise)
+    assert torch.equal(posterior.gaussian_mu, mu[:, :2])
+    torch.testing.assert_close(posterior.kl(), 0.5 * (mu[:, :2] ** 2 + logvar.exp() - 1 - logvar).sum(1))
+    assert torch.equal(posterior.kl(), Posterior(mu[:, :2], logvar).kl())
+    assert Posterior(mu).gaussian_mu.shape == (4, 0)
+
+
 def test_layout_round_trip_in_the_order_given() -> None:
     layout = LatentLayout(main=(5,), grid=(2, 3, 4), level=(1,))
     assert layout.size == 30

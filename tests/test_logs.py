@@ -74,7 +74,7 @@ def test_tensorboard_shows_each_step_once_after_a_restart(first: int, tmp_path: 
     write(tmp_path, first, 8, scale=2.0)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    scalars = events.Scalars("train/mse [per element, [-1, 1] scale]")
+    scalars = events.Scalars("train/mse [per element, squared scale of x]")
     assert [event.step for event in scalars] == list(range(1, 9))
     expected = [(1.0 if step < first else 2.0) / step for step in range(1, 9)]
     assert [event.value for event in scalars] == pytest.approx(expected)
@@ -86,7 +86,7 @@ def test_units_stand_beside_the_names(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {
-        "val/mse [per element, [-1, 1] scale]",
+        "val/mse [per element, squared scale of x]",
         "val/kl [nats per sample]",
         "val/loss [weighted sum of the terms]",
         "val/other",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from workbench.losses import gaussian_kl, linear_warmup, mean_squared_error
+from workbench.losses import gaussian_kl, linear_ramp, mean_squared_error
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,9 +37,10 @@ def test_gaussian_kl_refuses_shapes_that_differ() -> None:
         unchecked(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
-def test_linear_warmup() -> None:
-    assert [linear_warmup(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert linear_warmup(0, 0) == 1
+def test_linear_ramp() -> None:
+    assert [linear_ramp(p / 10, 1.0, 3.0, 0.2, 0.6) for p in (0, 2, 4, 6, 10)] == pytest.approx([1, 1, 2, 3, 3])
+    assert linear_ramp(0.0, 1.0, 3.0, 0.0, 0.0) == 3.0
+    assert [linear_ramp(p, 1.0, 3.0, 0.5, 0.5) for p in (0.4, 0.5)] == [1.0, 3.0]
 
 
 def test_mean_squared_error_is_per_element_in_float32() -> None:

@@ -82,7 +82,7 @@ def test_parameters_agree_with_the_settings_they_go_into(path: Path) -> None:
 
 def test_every_training_and_model_setting_can_be_set_in_the_notebook() -> None:
     """Nothing of TrainConfig is out of reach; a setting that only code can change would not be recorded."""
-    from workbench.training import TrainConfig
+    from workbench.schedule import TrainConfig
 
     assert TrainConfig.model_fields.keys() - declared(VAE).keys() == set()
 

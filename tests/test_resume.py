@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def undisturbed(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run, _ = train(tmp_path_factory.mktemp("undisturbed"), kl_warmup_steps=10)
+    run, _ = train(tmp_path_factory.mktemp("undisturbed"), kl_rise_to=10 / 12)
     return run
 
 
@@ -31,9 +31,9 @@ def undisturbed(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> R
 
 def test_two_runs_are_equal_bit_for_bit_and_another_seed_is_not(undisturbed: Run, tmp_path: Path) -> None:
     torch.rand(7)  # what was drawn before does not matter
-    run, model = train(tmp_path, kl_warmup_steps=10)
+    run, model = train(tmp_path, kl_rise_to=10 / 12)
     assert_same(run, undisturbed)
-    other, _ = train(tmp_path / "other", kl_warmup_steps=10, seed=1)
+    other, _ = train(tmp_path / "other", kl_rise_to=10 / 12, seed=1)
     assert metrics(other) != metrics(run)
     assert not model.training
 
@@ -52,8 +52,8 @@ def test_dying_in_any_step_and_going_on_changes_nothing(step: int, undisturbed: 
 
     model.loss = dies
     with pytest.raises(Dies):
-        train(tmp_path, model, kl_warmup_steps=10)
-    run, _ = train(tmp_path, kl_warmup_steps=10)
+        train(tmp_path, model, kl_rise_to=10 / 12)
+    run, _ = train(tmp_path, kl_rise_to=10 / 12)
     assert_same(run, undisturbed)
 
 
@@ -75,8 +75,8 @@ def test_dying_in_any_save_and_going_on_changes_nothing(
 
     with monkeypatch.context() as patch, pytest.raises(Dies):
         patch.setattr(checkpoints, "_publish", dies)
-        train(tmp_path, kl_warmup_steps=10)
-    run, _ = train(tmp_path, kl_warmup_steps=10)
+        train(tmp_path, kl_rise_to=10 / 12)
+    run, _ = train(tmp_path, kl_rise_to=10 / 12)
     assert_same(run, undisturbed)
 
 
@@ -86,8 +86,8 @@ def test_dying_between_the_last_checkpoint_and_the_model(undisturbed: Run, tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(Dies):
         patch.setattr(training, "save_model", dies)
-        train(tmp_path, kl_warmup_steps=10)
-    run, _ = train(tmp_path, kl_warmup_steps=10)
+        train(tmp_path, kl_rise_to=10 / 12)
+    run, _ = train(tmp_path, kl_rise_to=10 / 12)
     assert_same(run, undisturbed)
 
 
@@ -98,8 +98,8 @@ def test_checkpoints_at_epoch_boundaries_and_of_the_start_alone(every: int, undi
             raise Dies
 
     with pytest.raises(Dies):
-        train(tmp_path, images=Images(N, on_batch=dies), kl_warmup_steps=10, checkpoint_every=every)
-    run, _ = train(tmp_path, kl_warmup_steps=10, checkpoint_every=every)
+        train(tmp_path, images=Images(N, on_batch=dies), kl_rise_to=10 / 12, checkpoint_every=every)
+    run, _ = train(tmp_path, kl_rise_to=10 / 12, checkpoint_every=every)
     assert_same(run, undisturbed)
 
 
@@ -123,8 +123,8 @@ def test_other_threads_are_no_longer_bit_for_bit_and_this_is_said(
 def test_the_best_value_survives_a_restart(tmp_path: Path) -> None:
     """The KL rises with its large weight at the end, so that the best epoch lies before the kill."""
 
-    def weights(step: int) -> dict[str, float]:
-        return {"mse": 1.0, "kl": 10.0 if step == STEPS else 0.0}
+    def weights(progress: float) -> dict[str, float]:
+        return {"mse": 1.0, "kl": 10.0 if progress == 1 else 0.0}
 
     def dies(number: int) -> None:
         if number == 11:
@@ -148,9 +148,9 @@ def test_the_start_is_a_checkpoint_so_that_used_or_other_weights_do_not_matter(
 
     model = conv_vae()
     with pytest.raises(Dies):
-        train(tmp_path, model, Images(N, on_batch=dies), kl_warmup_steps=10, checkpoint_every=1000)
+        train(tmp_path, model, Images(N, on_batch=dies), kl_rise_to=10 / 12, checkpoint_every=1000)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), conv_vae().parameters(), strict=True))
-    run, _ = train(tmp_path, model, kl_warmup_steps=10, checkpoint_every=1000)  # the same object, some steps old
+    run, _ = train(tmp_path, model, kl_rise_to=10 / 12, checkpoint_every=1000)  # the same object, some steps old
     assert_same(run, undisturbed)
 
 
@@ -193,7 +193,7 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_with_75(
 ) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Preempted) as caught:
-        train(tmp_path, images=Images(N, on_batch=sends(number, 6)), kl_warmup_steps=10, checkpoint_every=1000)
+        train(tmp_path, images=Images(N, on_batch=sends(number, 6)), kl_rise_to=10 / 12, checkpoint_every=1000)
     assert caught.value.code == PREEMPTED_EXIT == 75
     assert signal.getsignal(number) == before
     step = load_checkpoint(tmp_path / "e" / "r" / "checkpoints" / "last.ckpt")["step"]
@@ -201,15 +201,15 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_leaves_with_75(
     name = signal.Signals(number).name
     assert f"stopped by {name} after step {step} of {STEPS}; a checkpoint was written" in capsys.readouterr().out
     assert describe_run(tmp_path / "e" / "r")["state"] == f"stopped training {step}/{STEPS} (Preempted)"
-    run, _ = train(tmp_path, kl_warmup_steps=10, checkpoint_every=1000)
+    run, _ = train(tmp_path, kl_rise_to=10 / 12, checkpoint_every=1000)
     assert f"at step {step} of {STEPS}" in capsys.readouterr().out
     assert_same(run, undisturbed)
 
 
 def test_ctrl_c_writes_a_checkpoint_and_interrupts(undisturbed: Run, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="a checkpoint was written: run it again to go on"):
-        train(tmp_path, images=Images(N, on_batch=sends(signal.SIGINT, 6)), kl_warmup_steps=10)
-    run, _ = train(tmp_path, kl_warmup_steps=10)
+        train(tmp_path, images=Images(N, on_batch=sends(signal.SIGINT, 6)), kl_rise_to=10 / 12)
+    run, _ = train(tmp_path, kl_rise_to=10 / 12)
     assert_same(run, undisturbed)
 
 
@@ -217,11 +217,11 @@ def test_ctrl_c_writes_a_checkpoint_and_interrupts(undisturbed: Run, tmp_path: P
 def test_a_signal_during_a_validation_does_not_wait_for_its_end(at: int, undisturbed: Run, tmp_path: Path) -> None:
     """12 images in batches of 8: batches 1 and 2 are the first validation, 3 and 4 the second."""
     with pytest.raises(Preempted):
-        train(tmp_path, val=Images(12, seed=1, on_batch=sends(signal.SIGTERM, at)), kl_warmup_steps=10)
+        train(tmp_path, val=Images(12, seed=1, on_batch=sends(signal.SIGTERM, at)), kl_rise_to=10 / 12)
     state = load_checkpoint(tmp_path / "e" / "r" / "checkpoints" / "last.ckpt")
     assert state["step"] == PER_EPOCH * -(-at // 2), "the step before the validation is lost"
     assert at % 2 == 0 or not state["validated"], "it waited for the end"
-    run, _ = train(tmp_path, kl_warmup_steps=10)
+    run, _ = train(tmp_path, kl_rise_to=10 / 12)
     assert_same(run, undisturbed)
 
 
@@ -236,12 +236,12 @@ def test_a_signal_while_the_model_is_saved_is_obeyed_after_it(
 
     with monkeypatch.context() as patch, pytest.raises(Preempted):
         patch.setattr(training, "save_model", signalled)
-        train(tmp_path, kl_warmup_steps=10)
+        train(tmp_path, kl_rise_to=10 / 12)
     assert_same(Run(tmp_path / "e" / "r"), undisturbed)
 
 
 def test_training_outside_the_main_thread(undisturbed: Run, tmp_path: Path) -> None:
-    thread = threading.Thread(target=train, args=(tmp_path,), kwargs={"kl_warmup_steps": 10})
+    thread = threading.Thread(target=train, args=(tmp_path,), kwargs={"kl_rise_to": 10 / 12})
     thread.start()
     thread.join()
     assert_same(Run(tmp_path / "e" / "r"), undisturbed)

@@ -28,22 +28,18 @@ from workbench import training
 from workbench.checkpoints import CheckpointError, load_checkpoint, load_safetensors
 from workbench.datasets.splits import mix
 from workbench.models.conv_vae import ConvVAE
+from workbench.objectives import evaluate
 from workbench.process import Preempted, seed_generators
 from workbench.runs import Run, RunError, open_run
-from workbench.training import (
-    TrainConfig,
-    draw_noise,
-    evaluate,
-    fit,
-    vae_weights,
-)
+from workbench.schedule import TrainConfig, vae_weights
+from workbench.training import draw_noise, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def finished(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run, _ = train(tmp_path_factory.mktemp("finished"), kl_warmup_steps=10)
+    run, _ = train(tmp_path_factory.mktemp("finished"), kl_rise_to=10 / 12)
     return run
 
 
@@ -57,7 +53,7 @@ def test_the_learning_rate_decays_per_epoch(tmp_path: Path) -> None:
 
 
 def test_the_kl_weight_warms_up_and_terms_are_logged_unweighted(tmp_path: Path) -> None:
-    run, _ = train(tmp_path, log_every=1, kl_weight=0.1, kl_warmup_steps=8)
+    run, _ = train(tmp_path, log_every=1, kl_weight=0.1, kl_rise_to=8 / STEPS)
     rows = metrics(run, "train")
     assert [row["step"] for row in rows] == [str(step) for step in range(1, STEPS + 1)]
     assert [int(row["epoch"]) for row in rows] == [1 + step // PER_EPOCH for step in range(STEPS)]
@@ -105,8 +101,8 @@ def test_the_best_checkpoint_is_judged_by_the_final_weights(tmp_path: Path) -> N
     """The error falls while the KL rises, so that its weight decides which epoch is the best."""
     final = {"mse": 1.0, "kl": 10.0}
 
-    def weights(step: int) -> dict[str, float]:
-        return final if step == STEPS else {"mse": 1.0, "kl": 0.0}
+    def weights(progress: float) -> dict[str, float]:
+        return final if progress == 1 else {"mse": 1.0, "kl": 0.0}
 
     run, _ = train(tmp_path, weights=weights, lr=1e-2, lr_decay=1.0)
     rows = metrics(run, "val")

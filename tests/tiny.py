@@ -22,7 +22,8 @@ from workbench import checkpoints
 from workbench.checkpoints import load_checkpoint
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.runs import Run, open_run
-from workbench.training import TrainConfig, Trainer, fit, vae_weights
+from workbench.schedule import TrainConfig, vae_weights
+from workbench.training import Trainer, fit
 
 SMALL = ConvVAEConfig(image_size=8, latent_dim=3, hidden_dims=[4, 6])
 SETTINGS = {"epochs": 4, "batch_size": 8, "lr": 1e-3, "lr_decay": 0.5, "checkpoint_every": 2, "log_every": 2}
@@ -185,7 +186,7 @@ def main(folder: str, *options: str) -> None:
     if "--compile" in options:
         train(Path(folder), conv_vae(ConvVAE), compile=True, epochs=1)
     else:
-        train(Path(folder), images=Images(N, on_batch=slowly), kl_warmup_steps=10)
+        train(Path(folder), images=Images(N, on_batch=slowly), kl_rise_to=10 / 12)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ Nothing here runs code from a file: checkpoints are read with `weights_only`, mo
 """
 
 import json
-import math
 import os
 import pickle
-import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from workbench.config import Config
 from workbench.models import MODELS
-from workbench.models.conv_vae import ConvVAEConfig
+from workbench.published import PUBLISHED, CheckpointError
 
 DAMAGE = (
     RuntimeError,
@@ -37,10 +35,6 @@ DAMAGE = (
 )
 """What reading a damaged checkpoint raises."""
 NAMED_KEYS = 5
-
-
-class CheckpointError(ValueError):
-    """A file of weights cannot be read, or does not fit the model; the message names the file and the remedy."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -195,22 +189,22 @@ def load_foreign(kind: str, path: str | Path, config: Config | None = None) -> n
     `module.` prefix.
 
     Args:
-        kind: A key of `FOREIGN`.
+        kind: A key of `PUBLISHED`.
         path: The file.
         config: The model's configuration; read off the shapes when None.
 
     Raises:
         CheckpointError: unknown kind, damaged file, a file that would run code, or keys that do not fit.
     """
-    if kind not in FOREIGN:
-        raise CheckpointError(f"kind {kind!r}: must be one of {', '.join(FOREIGN)}")
+    if kind not in PUBLISHED:
+        raise CheckpointError(f"kind {kind!r}: must be one of {', '.join(PUBLISHED)}")
     path = Path(path)
     weights = _state_dict(path)
-    ours, infer = FOREIGN[kind]
-    weights = {_renamed(key, ours): tensor for key, tensor in weights.items()}
-    theirs = {our: their for their, our in ours.items()}
-    model = MODELS[kind][0](config or infer(weights, path))
-    load_weights(model, weights, path, {key: _renamed(key, theirs) for key in {**model.state_dict(), **weights}})
+    published = PUBLISHED[kind]
+    unread, ours = published.unread(weights), published.ours(weights)
+    weights = {ours[key]: tensor for key, tensor in weights.items() if key not in unread}
+    model = MODELS[published.kind][0](config or published.infer(weights, path))
+    load_weights(model, weights, path, published.theirs({**model.state_dict(), **weights}))
     return model.eval()
 
 
@@ -225,43 +219,3 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     if len(weights) < len(content):
         raise CheckpointError(f"{path}: holds some keys both with and without the prefix 'module.'; keep one of each")
     return weights
-
-
-def _renamed(key: str, names: Mapping[str, str]) -> str:
-    """The key with its beginning replaced by the name that stands for it."""
-    return next((new + key[len(old) :] for old, new in names.items() if key.startswith(old)), key)
-
-
-_CONV_VAE_NAMES = {
-    "fc_mu.": "to_mu.",
-    "fc_var.": "to_logvar.",
-    "decoder_input.": "from_z.",
-    "final_layer.": "to_image.",
-}
-
-
-def _infer_conv_vae(weights: Mapping[str, Tensor], path: Path) -> ConvVAEConfig:
-    """Sizes of a ConvVAE from the shapes of its encoder and its latent layer."""
-    stages = sorted(int(match[1]) for key in weights if (match := re.fullmatch(r"encoder\.(\d+)\.0\.weight", key)))
-    convolutions = [weights[f"encoder.{i}.0.weight"] for i in stages]
-    if not stages or "to_mu.weight" not in weights:
-        raise CheckpointError(f"{path}: has no encoder.0.0.weight or fc_mu.weight, so it is no conv_vae checkpoint")
-    if weights["to_mu.weight"].dim() != 2 or any(convolution.dim() != 4 for convolution in convolutions):
-        raise CheckpointError(f"{path}: fc_mu.weight must have 2 axes and each encoder.*.0.weight 4; give config")
-    dims = [convolution.shape[0] for convolution in convolutions]
-    latent_dim, features = weights["to_mu.weight"].shape
-    grid = math.isqrt(features // dims[-1])
-    if grid == 0 or features != dims[-1] * grid**2:
-        raise CheckpointError(
-            f"{path}: fc_mu.weight reads {features} features, which are no square images of {dims[-1]} channels"
-        )
-    return ConvVAEConfig(
-        image_size=grid * 2 ** len(dims),
-        in_channels=convolutions[0].shape[1],
-        latent_dim=latent_dim,
-        hidden_dims=dims,
-    )
-
-
-FOREIGN = {"conv_vae": (_CONV_VAE_NAMES, _infer_conv_vae)}
-"""For each kind, beginnings of keys in foreign checkpoints with our names for them, and how its sizes are read off."""

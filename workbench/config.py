@@ -102,7 +102,8 @@ def rule(problem: Mapping[str, Any]) -> str:
         case "list_type":
             return "must be a list, such as [32, 64, 128]"
         case "too_short":
-            return f"must have at least {context['min_length']} entry"
+            least = context["min_length"]
+            return f"must have at least {least} {'entry' if least == 1 else 'entries'}"
         case _:
             return problem["msg"].removeprefix("Value error, ")
 

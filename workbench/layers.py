@@ -12,29 +12,37 @@ from workbench.losses import gaussian_kl
 
 @dataclass(frozen=True)
 class Posterior:
-    """What an encoder returns: a diagonal Gaussian over z, or a point where `logvar` is None.
+    """What an encoder returns: a diagonal Gaussian over the leading k of d dimensions of z; the others are points.
 
     Args:
         mu: Mean, (b, d).
-        logvar: Natural logarithm of the variance, (b, d); None for a deterministic encoder.
+        logvar: Natural logarithm of the variance of the leading dimensions, (b, k); None for a deterministic encoder.
     """
 
     mu: Float[Tensor, "b d"]
-    logvar: Float[Tensor, "b d"] | None = None
+    logvar: Float[Tensor, "b k"] | None = None
 
-    def sample(self, noise: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    @property
+    def gaussian_mu(self) -> Float[Tensor, "b k"]:
+        """Mean of the dimensions that have a variance; of none for a deterministic encoder."""
+        return self.mu[:, : 0 if self.logvar is None else self.logvar.shape[1]]
+
+    def sample(self, noise: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """mu + sigma * noise, with the caller's standard normal noise; mu where there is no variance."""
-        return self.mu if self.logvar is None else self.mu + torch.exp(0.5 * self.logvar) * noise
+        if self.logvar is None:
+            return self.mu
+        drawn = self.gaussian_mu + torch.exp(0.5 * self.logvar) * noise
+        return torch.cat([drawn, self.mu[:, drawn.shape[1] :]], dim=1)
 
     def kl(self) -> Float[Tensor, " b"]:
-        """KL to N(0, I) of each sample, in nats.
+        """KL to N(0, I) of each sample over the Gaussian dimensions, in nats.
 
         Raises:
             ValueError: the encoder is deterministic.
         """
         if self.logvar is None:
             raise ValueError("logvar=None: a deterministic encoder has no KL; leave the term out")
-        return gaussian_kl(self.mu, self.logvar)
+        return gaussian_kl(self.gaussian_mu, self.logvar)
 
 
 class LatentLayout:

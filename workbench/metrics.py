@@ -62,6 +62,25 @@ def image_errors(x_hat: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -
     return {"mse": mse(x_hat, x), "psnr": psnr, "ssim": ssim}
 
 
+def field_errors(field_hat: Float[Tensor, "b ..."], field: Float[Tensor, "b ..."]) -> dict[str, Tensor]:
+    """Errors of each predicted field, in the field's own unit; the caller takes the mean over runs.
+
+    Returns:
+        relative_l2: Norm of the error over the norm of the field, over all times, nodes and variables; 0 where both
+            fields are 0 everywhere.
+        mse: Per value, in the squared unit.
+        mae: Per value, in the unit.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    _check_same_shape("field_hat", field_hat, "field", field)
+    error, field = (field_hat - field).flatten(1), field.flatten(1)
+    smallest = torch.finfo(field.dtype).tiny
+    relative = error.norm(dim=1) / field.norm(dim=1).clamp_min(smallest)
+    return {"relative_l2": relative, "mse": error.square().mean(1), "mae": error.abs().mean(1)}
+
+
 @dataclass(frozen=True)
 class MeanFloor:
     """The mean training sample as the answer to everything: the error of a code of no dimensions.

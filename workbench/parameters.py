@@ -15,7 +15,7 @@ from workbench.datasets.clips import ClipsConfig
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.paths import project_root
 from workbench.process import DeviceName
-from workbench.training import TrainConfig
+from workbench.schedule import TrainConfig
 
 
 class InspectConfig(Config):

@@ -53,7 +53,7 @@ def image_grid(
     heights = [images.shape[-2] / images.shape[-1] for images in rows.values()]  # in image widths
     width = float(np.clip(10 / n, 0.5, 1.4))  # [inch] of one image
     margin = 0.1 * max(len(label) for label in rows) + 0.2  # [inch] for the row labels
-    fig = _figure(width * n * (1 + GAP) + margin, width * sum(heights) + 0.1 * len(rows) + 0.5)
+    fig = new_figure(width * n * (1 + GAP) + margin, width * sum(heights) + 0.1 * len(rows) + 0.5)
     fig.set_layout_engine("compressed", h_pad=0.02)
     axes = fig.subplots(len(rows), squeeze=False, height_ratios=heights)[:, 0]
     for ax, (label, images) in zip(axes, rows.items(), strict=True):
@@ -118,7 +118,7 @@ def training_curves(metrics: pd.DataFrame, terms: dict[str, str]) -> Figure:
         raise ValueError(f"metrics lack {missing}: need step, split and at least one term; they have {list(metrics)}")
     n_columns = min(len(terms), 3)
     n_rows = -(-len(terms) // n_columns)
-    fig = _figure(4.2 * n_columns, 3 * n_rows)
+    fig = new_figure(4.2 * n_columns, 3 * n_rows)
     axes = [fig.add_subplot(n_rows, n_columns, i + 1) for i in range(len(terms))]
     for ax, (column, label) in zip(axes, terms.items(), strict=True):
         values = metrics[column].dropna()
@@ -152,7 +152,7 @@ def error_bars(
         highlight: Method drawn in a colour of its own, say the model among its floors; none where empty.
         errors: Standard error by method, drawn as whiskers.
     """
-    fig = _figure(7, 0.45 * len(table) + 1.1)
+    fig = new_figure(7, 0.45 * len(table) + 1.1)
     ax = fig.subplots()
     colours = [PALETTE[1] if method == highlight else PALETTE[0] for method in table]
     whiskers = [errors[method] for method in table] if errors else None
@@ -173,7 +173,7 @@ def copy_frame_curve(offsets: Values, mse: Values, psnr: Values) -> Figure:
         mse: Mean squared error per element on the [-1, 1] scale, one per offset.
         psnr: Mean peak signal-to-noise ratio in dB, one per offset.
     """
-    fig = _figure(9, 3.2)
+    fig = new_figure(9, 3.2)
     labels = ("MSE [per element, [-1, 1] scale]", "PSNR [dB]")
     for ax, values, label in zip(fig.subplots(1, 2), (mse, psnr), labels, strict=True):
         ax.plot(_array(offsets), _array(values), "o-", color=PALETTE[0])
@@ -192,7 +192,7 @@ def histogram_of_values(values: dict[str, Values], label: str) -> Figure:
     """
     arrays = {name: _array(numbers).ravel() for name, numbers in values.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins=BINS)
-    fig = _figure(7, 3.4)
+    fig = new_figure(7, 3.4)
     ax = fig.subplots()
     for i, (name, numbers) in enumerate(arrays.items()):
         shares = np.histogram(numbers, edges)[0] / len(numbers)
@@ -213,7 +213,7 @@ def kl_spectrum(kl: Float[Tensor, " d"], threshold_note: str | None = None) -> F
     """
     heights = np.sort(_array(kl))[::-1]
     ranks = np.arange(1, len(heights) + 1)
-    fig = _figure(float(np.clip(0.2 * len(heights) + 2, 6, 12)), 3.6)
+    fig = new_figure(float(np.clip(0.2 * len(heights) + 2, 6, 12)), 3.6)
     ax = fig.subplots()
     ax.bar(ranks, heights, color=PALETTE[0], label="KL of the dimension")
     ax.set(xlabel="latent dimensions, by descending KL [rank]", ylabel="KL [nats]", ylim=(0, None))
@@ -248,7 +248,7 @@ def latent_map(
         axis_labels: Labels of the two axes.
     """
     points, column = _array(z2), np.asarray(colour)
-    fig = _figure(7, 5)
+    fig = new_figure(7, 5)
     ax = fig.subplots()
     ax.set(title=title, xlabel=axis_labels[0], ylabel=axis_labels[1])
     if column.dtype.kind in "fiu":
@@ -276,7 +276,7 @@ def path_lengths(ratios: dict[str, Values]) -> Figure:
     Args:
         ratios: Ratios by method, see `metrics.path_length_ratio`.
     """
-    fig = _figure(1.6 * len(ratios) + 2.4, 4)
+    fig = new_figure(1.6 * len(ratios) + 2.4, 4)
     ax = fig.subplots()
     jitter = np.random.default_rng(0)  # of its own, so that drawing changes no other draw
     for i, values in enumerate(ratios.values()):
@@ -291,7 +291,7 @@ def path_lengths(ratios: dict[str, Values]) -> Figure:
     return fig
 
 
-def _figure(width: int | float, height: int | float) -> Figure:
+def new_figure(width: int | float, height: int | float) -> Figure:
     """An empty figure of a size in inches that pyplot has already let go of."""
     fig = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(fig)

@@ -11,24 +11,22 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.checkpoints import load_checkpoint, load_safetensors, load_weights, save_checkpoint, save_model
-from workbench.config import Config
 from workbench.datasets.loading import Batch, Dataset, batch_indices, read_ahead, to_device
 from workbench.datasets.splits import mix
+from workbench.health import Watch
 from workbench.logs import Log
-from workbench.losses import linear_warmup
+from workbench.objectives import Objective, Reconstruction, evaluate
 from workbench.plots import image_grid
 from workbench.process import (
-    DeviceName,
     autocast,
     deterministic_kernels,
     device_name,
@@ -40,98 +38,19 @@ from workbench.process import (
 )
 from workbench.progress import Progress, write_status
 from workbench.runs import Run, differences
+from workbench.schedule import TrainConfig, Weights, learning_rate
 
 FIXED_SAMPLES = 8
 NAMED_SAMPLES = 64
-
-Weights = Callable[[int], Mapping[str, float]]
 
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient became infinite or NaN; nothing of that step was kept."""
 
 
-class TrainConfig(Config):
-    """How a model is trained.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range.
-    """
-
-    seed: int = Field(0, ge=0)
-    """Seed of the batch order and of all noise."""
-    device: DeviceName = "auto"
-    """`auto` (CUDA where present, else CPU), or a torch device such as `cuda:1`."""
-    epochs: int = Field(1, ge=1)
-    """Passes over the training split."""
-    batch_size: int = Field(64, ge=1)
-    """Samples per optimizer step; an incomplete last batch of an epoch is left out."""
-    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
-    """Learning rate of Adam in the first epoch."""
-    lr_decay: float = Field(1.0, gt=0, le=1)
-    """Factor on the learning rate after every epoch."""
-    grad_clip: float = Field(1.0, gt=0)
-    """Largest gradient norm; longer gradients are scaled down to it."""
-    kl_weight: float = Field(1e-4, ge=0, allow_inf_nan=False)
-    """Weight of the KL in nats, against the error per element."""
-    kl_warmup_steps: int = Field(0, ge=0)
-    """Steps over which the KL weight rises linearly from 0."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass: float32, or bfloat16 autocast."""
-    channels_last: bool = True
-    """Keep images channels-last in memory, which convolutions are faster on."""
-    compile: bool = False
-    """Compile the forward pass; pays after some thousand steps."""
-    deterministic: bool = True
-    """Only deterministic kernels: needed for bit-exact resume on CUDA."""
-    log_every: int = Field(50, ge=1)
-    """Steps between two rows of metrics.csv."""
-    checkpoint_every: int = Field(5000, ge=1)
-    """Steps between two checkpoints."""
-    images_every: int = Field(5000, ge=1)
-    """Steps between two pictures of the fixed validation samples."""
-
-
-def vae_weights(config: TrainConfig) -> Weights:
-    """Weights of a VAE's terms at a step: 1 for the error, `kl_weight` with its warm-up for the KL."""
-    return lambda step: {"mse": 1.0, "kl": config.kl_weight * linear_warmup(step, config.kl_warmup_steps)}
-
-
 def draw_noise(seed: int, step: int, samples: int, noise_dim: int) -> Float[Tensor, "b d"]:
     """Standard normal noise for the whole batch of a step: a function of (seed, step) on every device."""
     return torch.randn(samples, noise_dim, generator=torch.Generator().manual_seed(mix(seed, 2, step)))
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    dataset: Dataset,
-    batch_size: int,
-    precision: str = "fp32",
-    after_batch: Callable[[int], None] | None = None,
-) -> dict[str, float]:
-    """Mean of each loss term over a split, without noise, the model in evaluation mode.
-
-    Args:
-        model: On the device to use; its mode is left as it was.
-        batch_size: Samples at a time; does not change the result beyond rounding.
-        after_batch: Told the number of samples done so far; what it raises ends the evaluation.
-    """
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    sums: dict[str, float] = {}
-    done = 0
-    blocks = (np.arange(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size))
-    for indices, raw in read_ahead(dataset, blocks):
-        with autocast(device, precision):
-            terms = model.loss(dataset.prepare(to_device(raw, device)))
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
-        done += len(indices)
-        if after_batch:
-            after_batch(done)
-    model.train(was_training)
-    return {name: value / done for name, value in sums.items()}
 
 
 def fit(
@@ -143,14 +62,16 @@ def fit(
     run: Run,
     weights: Weights,
     picture: Callable[[Tensor, Tensor], Figure] | None = None,
+    objective: Objective | None = None,
 ) -> nn.Module:
     """Train into a run folder, from its last checkpoint where there is one; load the model if it is finished.
 
     Args:
         model: Freshly initialised from a fixed seed; `loss(batch)` gives named terms, `noise_dim` its noise.
         kind: Its key in `MODELS`.
-        weights: Weight of each term at a step; terms without a weight are logged only.
+        weights: Weight of each term at a share of the training; terms without a weight are logged only.
         picture: Draws (x, x_hat) of the fixed validation samples; rows of images when None.
+        objective: What is optimised; the model's own loss when None.
 
     Returns:
         The trained model in evaluation mode, on the training device.
@@ -168,12 +89,15 @@ def fit(
         print(f"{run.path} holds a finished model of this configuration: loaded, not trained")
         return model.eval()
     with run.lock(), deterministic_kernels(config.deterministic), stop_signals() as stop:
-        trainer = Trainer(model, train, val, config, run, weights, picture or _rows)
+        trainer = Trainer(model, train, val, config, run, weights, picture or _rows, objective)
         try:
             trainer.train(stop)
         except BaseException as error:
             write_status("stopped", what="training", done=trainer.step, total=trainer.steps, reason=_reason(error))
             raise
+        if config.keep == "best":
+            path = run.path / "checkpoints" / "best.ckpt"
+            load_weights(model, load_checkpoint(path, ("model",))["model"], path)
         save_model(run.path / "model.safetensors", model, kind)
         if stop:
             leave(stop["signal"], f"stopped by {signal.Signals(stop['signal']).name} after the last step; model saved")
@@ -200,17 +124,22 @@ class Trainer:
         run: Run,
         weights: Weights,
         picture: Callable[[Tensor, Tensor], Figure],
+        objective: Objective | None = None,
     ) -> None:
         if config.batch_size > len(train):
             raise ValueError(f"batch_size={config.batch_size}: must be at most {len(train)}, the training samples")
         self.model, self.train_set, self.val_set, self.config, self.run = model, train, val, config, run
         self.weights, self.picture = weights, picture
         self.device = next(model.parameters()).device
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-        self.loss = torch.compile(model.loss) if config.compile else model.loss
+        self.objective = objective or Reconstruction(model)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.loss = torch.compile(self.objective.loss) if config.compile else self.objective.loss
+        self.watch = Watch()
         self.steps_per_epoch = len(train) // config.batch_size
         self.steps = config.epochs * self.steps_per_epoch
-        self.step, self.micro_batches, self.best, self.seconds = 0, 1, math.inf, 0.0
+        self.step, self.micro_batches, self.best, self.best_step, self.seconds = 0, 1, math.inf, 0, 0.0
         self.saved_step = 0
         self.folder = run.path / "checkpoints"
 
@@ -223,12 +152,14 @@ class Trainer:
         batches = read_ahead(self.train_set, islice(indices, self.steps - self.step))
         self.model.train()
         with (
-            Log(self.run.path, self.step) as self.log,
+            Log(self.run.path, self.step, self.objective.group) as self.log,
             Progress(self.steps, "training", "step", self.step) as self.progress,
         ):
             if not validated:
                 self._finish_step()
             for samples, raw in batches:
+                if self.done:
+                    break
                 row = self._train_step(samples, raw)
                 self.seconds = time.monotonic() - started
                 self._show_step(row)
@@ -239,20 +170,30 @@ class Trainer:
         """Epoch of the last step taken, from 1."""
         return (self.step - 1) // self.steps_per_epoch + 1
 
+    @property
+    def done(self) -> bool:
+        """Whether the last step has been taken, or the validation loss has not fallen for too long."""
+        waited = self.step - self.best_step >= self.config.patience * self.steps_per_epoch
+        return self.step == self.steps or (0 < self.config.patience and waited)
+
     def _show_step(self, row: dict[str, Any]) -> None:
         """Progress and, where due, a row of metrics.csv for the step just taken."""
         config = self.config
         speed = config.batch_size * (self.progress.n + 1 - self.progress.initial) / self.progress.seconds()
-        terms = " ".join(f"{name} {row[name]:.4g}" for name in self.weights(0))
+        self.watch.step(self.step, row["loss"], row["grad_norm"])
+        terms = " ".join(f"{name} {row[name]:.4g}" for name in self.weights(0.0))
         self.progress.update(1, f"epoch {self.epoch}/{config.epochs} {terms} {speed:.0f} samples/s")
         if self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps:
             self.log.row(self.step, self.epoch, "train", row | {"samples_per_s": speed, "seconds": self.seconds})
 
     def _finish_step(self) -> None:
         """Validate, draw and save as the step just taken calls for; then leave if a signal has arrived."""
-        config, last = self.config, self.step == self.steps
+        config = self.config
         if self.step % self.steps_per_epoch == 0:
             self._validate()
+        last = self.done
+        if last and self.step < self.steps:
+            print(f"stopped early after step {self.step}: no lower validation loss for {config.patience} epochs")
         if self.step % config.images_every == 0 or last:
             self.log.picture(self.step, self._reconstructions())
         if self.step % config.checkpoint_every == 0 or last:
@@ -262,10 +203,10 @@ class Trainer:
 
     def _train_step(self, samples: np.ndarray, raw: Batch) -> dict[str, float]:
         """One optimizer step on one batch; returns the unweighted terms, the loss and the gradient norm."""
-        config, weights = self.config, self.weights(self.step)
-        learning_rate = config.lr * config.lr_decay ** (self.step // self.steps_per_epoch)
+        config, weights = self.config, self.weights(self.step / self.steps)
+        lr = learning_rate(config, self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = lr
         batch = self.train_set.prepare(to_device(raw, self.device))
         if self.model.noise_dim:
             noise = draw_noise(config.seed, self.step, len(samples), self.model.noise_dim)
@@ -279,7 +220,7 @@ class Trainer:
             raise NonFiniteError(self._not_finite(row, samples))
         self.optimizer.step()
         self.step += 1
-        return row | {f"{name}_weight": w for name, w in weights.items() if name != "mse"} | {"lr": learning_rate}
+        return row | {f"{name}_weight": weight for name, weight in list(weights.items())[1:]} | {"lr": lr}
 
     def _gradient(self, batch: Batch, weights: Mapping[str, float], n: int) -> dict[str, Tensor]:
         """Gradient of the weighted loss over the batch, in micro-batches; twice as many when memory runs out."""
@@ -329,13 +270,15 @@ class Trainer:
     def _validate(self) -> None:
         """Evaluate, log, and keep the best model by the loss at its final weights (after any warm-up)."""
         size = max(1, self.config.batch_size // self.micro_batches)
-        terms = evaluate(self.model, self.val_set, size, self.config.precision, self._validating)
-        terms["loss"] = sum(weight * terms[name] for name, weight in self.weights(self.steps).items())
+        terms = evaluate(self.model, self.val_set, size, self.config.precision, self._validating, self.objective.loss)
+        weights = self.weights(self.step / self.steps)
+        self.watch.validation(self.step, sum(weight * terms[name] for name, weight in weights.items()))
+        terms["loss"] = sum(weight * terms[name] for name, weight in self.weights(1.0).items())
         self.log.row(self.step, self.epoch, "val", terms | {"seconds": self.seconds})
-        shown = " ".join(f"{name} {terms[name]:.4g}" for name in self.weights(0))
+        shown = " ".join(f"{name} {terms[name]:.4g}" for name in self.weights(0.0))
         self.progress.update(0, f"epoch {self.epoch}/{self.config.epochs} validation {shown}")
         if terms["loss"] < self.best:
-            self.best = terms["loss"]
+            self.best, self.best_step = terms["loss"], self.step
             self._save("best")
 
     def _validating(self, done: int) -> None:
@@ -350,11 +293,11 @@ class Trainer:
         """The fixed validation samples beside their reconstructions."""
         last = len(self.val_set) - 1
         raw = self.val_set.batch(np.linspace(0, last, min(FIXED_SAMPLES, last + 1)).astype(int))
-        x = self.val_set.prepare(to_device(raw, self.device))["x"]
+        batch = self.val_set.prepare(to_device(raw, self.device))
         self.model.eval()
-        x_hat = self.model(x)
+        x_hat = self.objective.predict(batch)
         self.model.train()
-        return self.picture(x.cpu(), x_hat.float().cpu())
+        return self.picture(batch["x"].cpu(), x_hat.float().cpu())
 
     def _save(self, name: str, validated: bool = True) -> None:
         """Write a checkpoint; `validated` says that what its step called for has been done."""
@@ -365,6 +308,7 @@ class Trainer:
             "validated": validated,
             "micro_batches": self.micro_batches,
             "best": self.best,
+            "best_step": self.best_step,
             "seconds": self.seconds,
             "device": device_name(self.device),
         }
@@ -378,11 +322,13 @@ class Trainer:
         if not path.exists():
             self._save("last")
             return True
-        state = load_checkpoint(path, ("model", "optimizer", "step", "validated", "micro_batches", "best", "seconds"))
+        progress = ("step", "validated", "micro_batches", "best", "best_step", "seconds")
+        state = load_checkpoint(path, ("model", "optimizer", *progress))
         load_weights(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.micro_batches = state["step"], state["micro_batches"]
-        self.best, self.seconds, self.saved_step = state["best"], state["seconds"], state["step"]
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.seconds, self.saved_step = state["seconds"], state["step"]
         print(f"resumed {path} at step {self.step} of {self.steps}", flush=True)
         if changes := self.run.changes() + differences(
             {"device": state["device"]}, {"device": device_name(self.device)}

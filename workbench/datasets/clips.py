@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
+from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -21,7 +22,9 @@ from workbench.datasets.labels import UNLISTED, read_actions, read_conditions, r
 from workbench.datasets.loading import Batch
 from workbench.datasets.splits import SPLITS, hash_split, mix_array
 from workbench.datasets.synthetic import write_pushing
+from workbench.metrics import image_errors, mse
 from workbench.paths import outputs_root, resolve
+from workbench.plots import image_grid
 from workbench.progress import Progress
 
 
@@ -112,8 +115,12 @@ class ClipDataset(torch.utils.data.Dataset):
         if slots.shape[1] == 2:
             batch["first"] = torch.from_numpy(cache.read(slots[:, 0]))
         if self.clips.conditions is not None:
-            batch["condition"] = torch.from_numpy(self.clips.conditions[last])
+            batch["condition"] = self.conditions(indices)
         return batch
+
+    def conditions(self, indices: Sequence[int] | np.ndarray) -> Float[Tensor, "b d"]:
+        """Conditions of some samples, without reading their frames."""
+        return torch.from_numpy(self.clips.conditions[self.slots[np.asarray(indices), -1]])
 
     @staticmethod
     def prepare(batch: Batch) -> Batch:
@@ -181,6 +188,28 @@ class Clips:
         parts = {name: self._cut(np.flatnonzero(self.split_of == i)) for i, name in enumerate(SPLITS)}
         self._datasets = {name: dataset for name, (dataset, _) in parts.items()}
         self.report = self._report(parts)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes that a model takes from the data."""
+        return {"image_size": self.config.image_size, "in_channels": 3}
+
+    errors = staticmethod(image_errors)
+    """Errors of each frame: mse, psnr and ssim."""
+    error = staticmethod(mse)
+    """The error by which models are compared."""
+    error_name = "mse"
+    error_label = "error [per element, [-1, 1] scale]"
+
+    @staticmethod
+    def grid(rows: dict[str, Tensor], titles: Sequence[str] | None = None, column_label: str = "sample") -> Figure:
+        """Labelled rows of frames; what a decoder or a floor has overshot is clamped."""
+        return image_grid({label: x.float().cpu().clamp(-1, 1) for label, x in rows.items()}, titles, column_label)
+
+    @staticmethod
+    def statistics() -> dict[str, Tensor]:
+        """What was fitted on the training split: nothing, pixels have a scale of their own."""
+        return {}
 
     @property
     def fingerprint(self) -> str:

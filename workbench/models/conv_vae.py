@@ -79,6 +79,7 @@ class ConvVAE(nn.Module):
         dims, features = config.hidden_dims, config.hidden_dims[-1] * config.grid**2
         self.latent_layout = LatentLayout(z=(config.latent_dim,))
         self.noise_dim = config.latent_dim
+        self.terms = ("mse", "kl")
         self.encoder = nn.Sequential(*(down(a, b) for a, b in pairwise([config.in_channels, *dims])))
         self.to_mu = nn.Linear(features, config.latent_dim)
         self.to_logvar = nn.Linear(features, config.latent_dim)

@@ -1,0 +1,275 @@
+"""From conditions to codes to samples: what a conditioner is trained on, and by which of its two objectives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+from workbench.config import Config
+from workbench.datasets.loading import Batch, Dataset
+from workbench.losses import ERRORS, huber, mean_absolute_error, mean_squared_error
+from workbench.models import MODELS
+from workbench.models.conditioners import Conditioner
+from workbench.models.enhanced_losses import (
+    AS_THE_PRESET,
+    Enhancement,
+    FeatureNetworks,
+    augment_condition,
+    consistency,
+    enhancement,
+)
+from workbench.schedule import Weights
+
+
+class ConditioningConfig(Config):
+    """How a conditioner is built, and what it is trained for.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+    """
+
+    mode: Literal["latent", "end_to_end"] = "latent"
+    """Error of the codes, or of the field that the frozen decoder makes of them."""
+    conditioner: Literal["mlp", "cnn"] = "mlp"
+    """For rows of numbers, or for pictures."""
+    width: int = Field(128, ge=1)
+    """Features of the MLP, or channels of the CNN's first stage."""
+    depth: int = Field(3, ge=1)
+    """Residual blocks of the MLP, or stages of the CNN."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of the last block; it grows with depth."""
+    input_norm: Literal["embedded", "raw"] = "embedded"
+    """Layer norm of the MLP after its first linear layer, or on its input, as published."""
+    spatial_attention: bool = False
+    """Of the CNN: weigh positions."""
+    conditioner_spectral_norm: bool = False
+    """Of the CNN: hold the largest singular values of its weights at 1."""
+    main_weight: float = Field(10.0, ge=0, allow_inf_nan=False)
+    """Weight of the main latent's error, of standardised codes."""
+    hier_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Weight of the hierarchical codes' error, of standardised codes."""
+    field_loss: Literal["mse", "mae", "smooth_l1", "huber"] = "mse"
+    """End to end: error of the field on the scale of x."""
+    latent_reg_weight: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """End to end: weight of the weighted latent error."""
+    checkpoint_decoder: bool = False
+    """End to end: compute the decoder again in the backward pass, for less memory."""
+    preset: Literal["none", "balanced", "robust", "semantic", "fast", "small_dataset"] = "none"
+    """Weights of the enhanced losses."""
+    mae_weight: float = AS_THE_PRESET
+    """Weight of the absolute error (-1: as the preset says)."""
+    huber_weight: float = AS_THE_PRESET
+    """Weight of the Huber error (-1: as the preset says)."""
+    perceptual_weight: float = AS_THE_PRESET
+    """Weight of the distance between features of the codes (-1: as the preset says)."""
+    consistency_weight: float = AS_THE_PRESET
+    """Weight of the difference that noise in the condition makes (-1: as the preset says)."""
+    consistency_noise: float = Field(0.05, ge=0, allow_inf_nan=False)
+    """That noise [standard deviations of the condition]."""
+    consistency_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """What the predictions are divided by in that difference."""
+
+    @property
+    def enhanced(self) -> Enhancement:
+        """Weights of the enhanced losses, the preset's where none is given."""
+        names = ("mae_weight", "huber_weight", "perceptual_weight", "consistency_weight")
+        return enhancement(self.preset, **{name: getattr(self, name) for name in names})
+
+
+def build_conditioner(config: ConditioningConfig, vae: nn.Module, condition: Float[Tensor, "..."]) -> Conditioner:
+    """A freshly initialised conditioner for the conditions of a sample and the latents of a VAE.
+
+    Raises:
+        ValueError: rows of numbers for a CNN, or pictures for an MLP.
+    """
+    main, *hier = vae.latent_layout.shapes.values()
+    shared = {"main_dim": int(np.prod(main)), "hier_dim": int(sum(np.prod(shape) for shape in hier))}
+    shared |= {"width": config.width, "depth": config.depth, "dropout": config.dropout}
+    shape, picture = tuple(condition.shape), condition.dim() == 3
+    if picture != (config.conditioner == "cnn"):
+        what, other = ("pictures", "cnn") if picture else ("rows of numbers", "mlp")
+        raise ValueError(f"conditioner={config.conditioner!r}: the conditions are {what} {shape}; use {other!r}")
+    if picture:
+        own = {"image_size": shape[-1], "image_channels": shape[0], "spatial_attention": config.spatial_attention}
+        own |= {"spectral_norm": config.conditioner_spectral_norm}
+    else:
+        own = {"condition_dim": shape[0], "input_norm": config.input_norm}
+    model_class, config_class = MODELS[f"{config.conditioner}_conditioner"]
+    return model_class(config_class(**shared, **own))
+
+
+def frozen(vae: nn.Module) -> nn.Module:
+    """The VAE in evaluation mode, its parameters without gradients and with spectral norms folded into the weights."""
+    for module in vae.eval().modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return vae.requires_grad_(False)
+
+
+class CodedDataset:
+    """Samples of a split together with the codes that a VAE gives them.
+
+    A sample holds `condition`, `z` (its flat latent) and, with `samples`, what the split's own samples hold.
+
+    Args:
+        dataset: A split with conditions.
+        z: Latent of each of its samples.
+        samples: Whether x is read too: not needed to train in latent mode.
+
+    Raises:
+        ValueError: the split has no conditions, or another number of samples than codes.
+    """
+
+    def __init__(self, dataset: Dataset, z: Float[Tensor, "n d"], samples: bool = True) -> None:
+        if "condition" not in dataset[0]:
+            raise ValueError("the data have no conditions, and a conditioner reads nothing else: give `conditions`")
+        if len(z) != len(dataset):
+            raise ValueError(f"{len(z)} codes for {len(dataset)} samples: must be as many; encode this very split")
+        self.dataset, self.z, self.samples = dataset, z, samples
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Raw samples with their codes."""
+        raw = self.dataset.batch(indices) if self.samples else {"condition": self.dataset.conditions(indices)}
+        return raw | {"z": self.z[torch.as_tensor(indices)]}
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Prepare a raw batch on the device it is on."""
+        return self.dataset.prepare(batch) if self.samples else batch
+
+    def name(self, index: int) -> str:
+        """Name of a sample."""
+        return self.dataset.name(index)
+
+
+def all_conditions(dataset: Dataset) -> Float[Tensor, "n ..."]:
+    """The condition of every sample of a split."""
+    return dataset.conditions(np.arange(len(dataset)))
+
+
+@dataclass
+class Conditioning:
+    """The objective of a conditioner: condition to codes, and on through the frozen decoder.
+
+    The codes are compared standardised, by the conditioner's own buffers, so that every step from the condition to
+    the loss is a tensor operation. In evaluation mode the terms `latent_main`, `latent_hier` and `error` are
+    always there, so that all settings can be compared.
+
+    Args:
+        conditioner: The model that is trained.
+        vae: The model whose codes it predicts, see `frozen`.
+        config: Mode, weights and presets.
+        error: Error of each sample by which settings are compared: (x_hat, x) on the scale of x.
+    """
+
+    conditioner: Conditioner
+    vae: nn.Module
+    config: ConditioningConfig
+    error: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def group(self) -> str:
+        """First part of the tags in TensorBoard."""
+        return "E2E" if self.config.mode == "end_to_end" else ""
+
+    @cached_property
+    def features(self) -> FeatureNetworks:
+        """The networks of the perceptual term, on the conditioner's device."""
+        sizes = self.conditioner.config
+        networks = FeatureNetworks(sizes.main_dim, sizes.hier_dim)
+        return networks.to(self.conditioner.code_mean.device)
+
+    def predict(self, batch: Batch) -> Tensor:
+        """The sample that the decoder makes of the condition."""
+        return self.vae.decode(self.conditioner.codes(batch["condition"]))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted terms of a batch with `condition`, `z` and, end to end, x.
+
+        `latent_main` and `latent_hier`: squared error of standardised codes; `reconstruction`: `field_loss` per
+        element of x; `latent_regularization`: mean of the two latent errors by their weights; `mae` and `huber`: of
+        what is compared in the mode; `perceptual` and `consistency`: see `models.enhanced_losses`. Evaluated
+        only: `error`, the mean over samples of the error by which settings are compared.
+        """
+        model, training = self.conditioner, self.conditioner.training
+        predicted = model(batch["condition"])  #                          (b, d), standardised
+        target = (batch["z"] - model.code_mean) / model.code_std
+        end_to_end = self.config.mode == "end_to_end"
+        x_hat = self._decode(predicted * model.code_std + model.code_mean) if end_to_end or not training else None
+        terms = {"reconstruction": ERRORS[self.config.field_loss](x_hat, batch["x"])} if end_to_end else {}
+        latent = self._latent_errors(mean_squared_error, predicted, target)
+        if not end_to_end or not training:
+            terms |= {f"latent_{name}": value for name, value in latent.items()}
+        if end_to_end:
+            terms["latent_regularization"] = self._weighted(latent)
+        terms |= self._enhanced(batch, predicted, target, x_hat)
+        if not training:
+            terms["error"] = self.error(x_hat.float(), batch["x"]).mean()
+        return terms
+
+    def _decode(self, z: Float[Tensor, "b d"]) -> Tensor:
+        if self.config.checkpoint_decoder and z.requires_grad:
+            return checkpoint(self.vae.decode, z, use_reentrant=False)
+        return self.vae.decode(z)
+
+    def _latent_errors(self, error: Callable, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """An error of the main latent, and of the hierarchical codes where there are any."""
+        main = self.conditioner.config.main_dim
+        parts = {"main": slice(None, main), "hier": slice(main, None)}
+        used = {name: part for name, part in parts.items() if predicted[:, part].shape[1]}
+        return {name: error(predicted[:, part], target[:, part]) for name, part in used.items()}
+
+    def _weighted(self, errors: Mapping[str, Tensor]) -> Tensor:
+        """Mean of the errors of main latent and hierarchical codes by their weights."""
+        weights = {"main": self.config.main_weight, "hier": self.config.hier_weight}
+        total = sum(weights[name] for name in errors)
+        return sum(weights[name] * error for name, error in errors.items()) / total
+
+    def _enhanced(self, batch: Batch, predicted: Tensor, target: Tensor, x_hat: Tensor | None) -> dict[str, Tensor]:
+        """Those of the enhanced terms that have a weight."""
+        weights, terms = self.config.enhanced, {}
+        for name, error in (("mae", mean_absolute_error), ("huber", huber)):
+            if getattr(weights, f"{name}_weight"):
+                in_field = self.config.mode == "end_to_end"
+                both = error(x_hat, batch["x"]) if in_field else None
+                terms[name] = both if in_field else self._weighted(self._latent_errors(error, predicted, target))
+        if weights.perceptual_weight:
+            terms["perceptual"] = self.features(predicted, target)
+        if weights.consistency_weight:
+            noisy = augment_condition(batch["condition"], self.config.consistency_noise, self.conditioner.condition_std)
+            terms["consistency"] = consistency(predicted, self.conditioner(noisy), self.config.consistency_temperature)
+        return terms
+
+    def weights(self) -> Weights:
+        """Weight of each term, the same at every step."""
+        config, enhanced = self.config, self.config.enhanced
+        if config.mode == "end_to_end":
+            weights = {"reconstruction": enhanced.mse_weight, "latent_regularization": config.latent_reg_weight}
+        else:
+            weights = {"latent_main": config.main_weight, "latent_hier": config.hier_weight}
+            if not self.conditioner.config.hier_dim:
+                del weights["latent_hier"]
+        named = ("mae", "huber", "perceptual", "consistency")
+        weights |= {name: weight for name in named if (weight := getattr(enhanced, f"{name}_weight"))}
+        return lambda progress: weights
+
+
+@torch.inference_mode()
+def predict(
+    conditioner: Conditioner, vae: nn.Module, conditions: Float[Tensor, "n ..."], batch_size: int
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n ..."]]:
+    """Codes and samples predicted from conditions, on the CPU."""
+    device = conditioner.code_mean.device
+    parts = [conditioner.codes(part.to(device)) for part in conditions.split(batch_size)]
+    samples = [vae.decode(z).float().cpu() for z in parts]
+    return torch.cat(parts).cpu(), torch.cat(samples)

@@ -1,0 +1,62 @@
+"""One function that opens data of any kind, and what notebooks rely on in all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from workbench.config import Config, ConfigError, nearest
+from workbench.datasets.clips import ClipsConfig, open_clips
+from workbench.datasets.fields import SimulationConfig
+from workbench.datasets.loading import Dataset
+from workbench.datasets.simulation import open_simulation
+
+
+class DataKind(Config):
+    """Which kind of data the others describe."""
+
+    data_kind: Literal["clips", "simulation"]
+
+
+DATA = {"clips": (ClipsConfig, open_clips), "simulation": (SimulationConfig, open_simulation)}
+"""For each kind of data, its settings and the function that opens it."""
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Opened data of any kind."""
+
+    config: Config
+    report: dict[str, Any]
+    """Counts and sizes that describe the data."""
+    condition_names: list[str]
+    error_name: str
+    """The error by which models are compared, a key of `errors`."""
+    error_label: str
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def sizes(self) -> dict[str, int]: ...
+    def split(self, name: str) -> Dataset: ...
+    def table(self) -> pd.DataFrame: ...
+    def errors(self, x_hat: Tensor, x: Tensor) -> dict[str, Tensor]: ...
+    def error(self, x_hat: Tensor, x: Tensor) -> Tensor: ...
+    def grid(self, rows: dict[str, Tensor], titles: Sequence[str] | None, column_label: str) -> Figure: ...
+    def statistics(self) -> dict[str, Tensor]: ...
+
+
+def open_data(parameters: Mapping[str, Any]) -> Data:
+    """Open the data that a flat set of parameters describes, of the kind that its `data_kind` names.
+
+    Raises:
+        ConfigError: unknown kind, or a setting out of range.
+        DataError: anything about the data that cannot be used as it is.
+    """
+    kind = parameters["data_kind"]
+    if kind not in DATA:
+        raise ConfigError([(f"data_kind={kind!r}", nearest(kind, DATA))])
+    config_class, open_kind = DATA[kind]
+    return open_kind(config_class.pick(parameters))

@@ -1,0 +1,167 @@
+"""Published checkpoints: what their weights are called there and here, and how a model's sizes are read off them."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from workbench.config import Config
+from workbench.models.conv_vae import ConvVAEConfig
+from workbench.models.hierarchical_vae import HierarchicalVAEConfig
+
+Weights = Mapping[str, Tensor]
+
+
+class CheckpointError(ValueError):
+    """A file of weights cannot be read, or does not fit the model; the message names the file and the remedy."""
+
+
+def rename(keys: Iterable[str], parts: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The other name of every key.
+
+    Args:
+        keys: Names of weights.
+        parts: (part of a name, what stands for it), applied in turn; `{}` is a number, and a part begins a name
+            unless it begins with a dot.
+    """
+    names = {key: key for key in keys}
+    for old, new in parts:
+        pattern = ("" if old.startswith(".") else "^") + re.escape(old).replace(r"\{\}", r"(\d+)")
+        for key, name in names.items():
+            names[key] = re.sub(pattern, new.replace("{}", r"\1"), name)
+    return names
+
+
+def levels(weights: Weights, pattern: str) -> list[int]:
+    """The numbers that stand in the first group of a pattern among the keys, in order."""
+    return sorted({int(match[1]) for key in weights if (match := re.match(pattern, key))})
+
+
+@dataclass(frozen=True)
+class Published:
+    """How one code base keeps the weights of one model."""
+
+    kind: str
+    """Our model's key in `MODELS`."""
+    parts: tuple[tuple[str, str], ...]
+    """Parts of their names, and what stands for them in ours; see `rename`."""
+    infer: Callable[[Weights, Path], Config]
+    """Configuration from the weights under our names."""
+    unread: Callable[[Weights], set[str]] = lambda weights: set()
+    """Keys, by their names, of layers that their model holds and never reads."""
+
+    def ours(self, keys: Iterable[str]) -> dict[str, str]:
+        """Our name of each of their keys."""
+        return rename(keys, self.parts)
+
+    def theirs(self, keys: Iterable[str]) -> dict[str, str]:
+        """Their name of each of our keys."""
+        return rename(keys, [(ours, theirs) for theirs, ours in self.parts])
+
+
+CONV_VAE_NAMES = (
+    ("fc_mu.", "to_mu."),
+    ("fc_var.", "to_logvar."),
+    ("decoder_input.", "from_z."),
+    ("final_layer.", "to_image."),
+)
+
+
+def infer_conv_vae(weights: Weights, path: Path) -> ConvVAEConfig:
+    """Sizes of a ConvVAE from the shapes of its encoder and its latent layer."""
+    stages = levels(weights, r"encoder\.(\d+)\.0\.weight")
+    convolutions = [weights[f"encoder.{i}.0.weight"] for i in stages]
+    if not stages or "to_mu.weight" not in weights:
+        raise CheckpointError(f"{path}: has no encoder.0.0.weight or fc_mu.weight, so it is no conv_vae checkpoint")
+    if weights["to_mu.weight"].dim() != 2 or any(convolution.dim() != 4 for convolution in convolutions):
+        raise CheckpointError(f"{path}: fc_mu.weight must have 2 axes and each encoder.*.0.weight 4; give config")
+    dims = [convolution.shape[0] for convolution in convolutions]
+    latent_dim, features = weights["to_mu.weight"].shape
+    grid = math.isqrt(features // dims[-1])
+    if grid == 0 or features != dims[-1] * grid**2:
+        raise CheckpointError(
+            f"{path}: fc_mu.weight reads {features} features, which are no square images of {dims[-1]} channels"
+        )
+    return ConvVAEConfig(
+        image_size=grid * 2 ** len(dims),
+        in_channels=convolutions[0].shape[1],
+        latent_dim=latent_dim,
+        hidden_dims=dims,
+    )
+
+
+SIMULATION_VAE_NAMES = (
+    ("encoder.encoder_blocks.{}.module_list.0._seq.", "encoder.{}.project."),
+    ("encoder.encoder_residual_blocks.{}.seq.", "encoder.{}.residual.branch."),
+    ("encoder.xs_linear.", "to_code."),
+    ("encoder.last_x_linear.", "to_main."),
+    ("decoder.sequence_start.0.", "start."),
+    ("decoder.decoder_blocks.{}.module_list.0._seq.", "decoder.{}.up."),
+    ("decoder.decoder_residual_blocks.{}.seq.", "decoder.{}.residual.branch."),
+    ("decoder.condition_z.{}.0._seq.", "decoder.{}.prior.0.branch."),
+    ("decoder.condition_z.{}.2.", "decoder.{}.prior.2."),
+    ("decoder.condition_xz.{}.0._seq.", "decoder.{}.posterior.0.branch."),
+    ("decoder.condition_xz.{}.2.", "decoder.{}.posterior.2."),
+    ("decoder.xs_sequence.{}.", "decoder.{}.expand."),
+    ("decoder.recon.", "output."),
+    (".weight_orig", ".parametrizations.weight.original"),
+    (".weight_u", ".parametrizations.weight.0._u"),
+    (".weight_v", ".parametrizations.weight.0._v"),
+)
+
+
+def unread_simulation_vae(weights: Weights) -> set[str]:
+    """The last level's code in the encoder, and the last level's prior, posterior and expansion in the decoder."""
+    unread = set()
+    for group in (r"encoder\.xs_linear", r"decoder\.condition_z", r"decoder\.condition_xz", r"decoder\.xs_sequence"):
+        numbers = levels(weights, rf"{group}\.(\d+)\.")
+        unread |= {key for key in weights if numbers and re.match(rf"{group}\.{numbers[-1]}\.", key)}
+    return unread
+
+
+def infer_simulation_vae(weights: Weights, path: Path) -> HierarchicalVAEConfig:
+    """Sizes of a HierarchicalVAE from the shapes of its weights."""
+    normed = "to_main.parametrizations.weight.original" in weights
+    weight = "parametrizations.weight.original" if normed else "weight"
+    numbers = levels(weights, r"encoder\.(\d+)\.project\.")
+    projections = [f"encoder.{i}.project.0.{weight}" for i in numbers]
+    main, code = f"to_main.{weight}", f"to_code.0.{weight}"
+    if len(numbers) < 2 or any(key not in weights for key in (*projections, main, code)):
+        raise CheckpointError(
+            f"{path}: has no encoder.encoder_blocks.*, encoder.last_x_linear or encoder.xs_linear.0 of the simulation "
+            "VAE, so it is no simulation_vae checkpoint"
+        )
+    axes = [weights[key].dim() for key in (main, code, *projections)]
+    if axes != [2, 2] + [3] * len(numbers):
+        raise CheckpointError(
+            f"{path}: encoder.last_x_linear and encoder.xs_linear.0 must have weights of 2 axes and each "
+            "encoder.encoder_blocks.* of 3; give config"
+        )
+    filters = [weights[key].shape[0] for key in projections]
+    outputs, features = weights[main].shape
+    if 0 in (outputs, features, *filters) or features % filters[-1] or outputs % 2:
+        raise CheckpointError(
+            f"{path}: encoder.last_x_linear has a weight of shape {(outputs, features)}, which is not twice the main "
+            f"latent by {filters[-1]} channels times the time steps"
+        )
+    return HierarchicalVAEConfig(
+        nodes=weights[projections[0]].shape[1],
+        steps=features // filters[-1],
+        latent_dim=outputs // 2,
+        hier_latent_dim=weights[code].shape[0],
+        filters=filters,
+        large=f"encoder.0.project.3.{weight}" in weights,
+        spectral_norm=normed,
+        output_norm="output.1.weight" in weights,
+        all_codes=False,
+    )
+
+
+PUBLISHED = {
+    "conv_vae": Published("conv_vae", CONV_VAE_NAMES, infer_conv_vae),
+    "simulation_vae": Published("hierarchical_vae", SIMULATION_VAE_NAMES, infer_simulation_vae, unread_simulation_vae),
+}
+"""What `load_foreign` knows, by the name of the published model."""
