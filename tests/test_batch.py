@@ -18,7 +18,8 @@ from workbench import batch
 from workbench.batch import LocalKernel, Task, execute, plan, run_folder
 from workbench.checkpoints import load_checkpoint
 from workbench.config import ConfigError
-from workbench.runs import Run, RunError, describe_run, open_run
+from workbench.listing import describe_run
+from workbench.runs import Run, RunError, open_run
 
 TESTS = Path(__file__).parent
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

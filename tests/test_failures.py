@@ -13,7 +13,8 @@ from workbench import training
 from workbench.checkpoints import load_checkpoint
 from workbench.models.conv_vae import ConvVAE
 from workbench.process import Preempted
-from workbench.runs import Run, describe_run
+from workbench.listing import describe_run
+from workbench.runs import Run
 from workbench.schedule import TrainConfig, vae_weights
 from workbench.training import NonFiniteError, Trainer
 

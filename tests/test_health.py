@@ -42,7 +42,7 @@ def test_the_first_steps_are_not_judged(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_the_median_is_of_recent_steps(capsys: pytest.CaptureFixture) -> None:
-    watched([100.0] * 100 + [1.0] * 200 + [50.0])
+    watched([100.0] * 300 + [1.0] * 150 + [50.0])
     assert len(said(capsys)) == 1
 
 

@@ -8,6 +8,7 @@ from workbench.interpolation import lerp
 from workbench.metrics import (
     active_units,
     collapse_verdict,
+    field_errors,
     fit_mean,
     fit_pca,
     image_errors,
@@ -77,6 +78,39 @@ def test_errors_refuse_different_shapes() -> None:
         mse(torch.zeros(2, 1), torch.zeros(2, 3))
     with pytest.raises(REFUSED):
         image_errors(torch.zeros(2, 1, 16, 16), torch.zeros(2, 3, 16, 16))
+
+
+# --- errors of fields ---
+
+
+def test_field_errors_of_a_scaled_field_have_a_closed_form() -> None:
+    field = random(3, 4, 5, 2)
+    factor = torch.tensor([1.1, 0.5, 1.0]).reshape(3, 1, 1, 1)
+    errors = field_errors(factor * field, field)
+    size = (factor.flatten() - 1).abs()
+    assert list(errors) == ["relative_l2", "mse", "mae"]
+    torch.testing.assert_close(errors["relative_l2"], size)
+    torch.testing.assert_close(errors["mse"], size**2 * field.square().mean((1, 2, 3)))
+    torch.testing.assert_close(errors["mae"], size * field.abs().mean((1, 2, 3)))
+
+
+def test_field_errors_of_an_offset_are_in_the_unit_and_its_square() -> None:
+    errors = field_errors(torch.full((2, 3, 4), 13.0), torch.full((2, 3, 4), 10.0))
+    for name, expected in {"relative_l2": 0.3, "mse": 9.0, "mae": 3.0}.items():
+        torch.testing.assert_close(errors[name], torch.full((2,), expected))
+
+
+def test_the_relative_error_of_a_field_of_zeros_is_zero_or_infinite_and_nan_stays() -> None:
+    field = torch.zeros(3, 2, 2)
+    predicted = field.clone()
+    predicted[1], predicted[2, 0, 0] = 1e-3, torch.nan
+    relative = field_errors(predicted, field)["relative_l2"]
+    assert relative[0] == 0 and relative[1] == torch.inf and relative[2].isnan()
+
+
+def test_field_errors_refuse_fields_of_other_shapes() -> None:
+    with pytest.raises(REFUSED):
+        field_errors(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
 
 
 # --- floors ---

@@ -14,16 +14,15 @@ from matplotlib.figure import Figure
 from workbench.checkpoints import CheckpointError, save_checkpoint, save_model
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.progress import STATUS_VARIABLE, write_status
+from workbench.listing import describe_run, table_of_runs
 from workbench.runs import (
     STALE_SECONDS,
     Run,
     RunError,
-    describe_run,
     differences,
     find_run,
     load_run,
     open_run,
-    table_of_runs,
 )
 
 PARAMETERS = {"experiment": "demo", "run": "vae", "data": "pushing", "lr": 1e-4, "hidden_dims": [16, 32]}

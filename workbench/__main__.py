@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: run, runs, doctor."""
+    """The command line: run, runs, import-config, doctor."""
     top = argparse.ArgumentParser(
         prog="workbench", description="A notebook-first workbench for latent-variable models."
     )
@@ -16,6 +16,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("-p", metavar="key=value", dest="overrides", action="append", default=[], help="set a parameter")
     runs = commands.add_parser("runs", help="list the runs of an outputs folder")
     runs.add_argument("folder", type=Path, nargs="?", help="the project's outputs/ when left out")
+    settings = commands.add_parser("import-config", help="turn settings of SimulGen-VAE into a parameter folder")
+    settings.add_argument("condition", type=Path, help="its condition.txt")
+    settings.add_argument("preset", type=Path, nargs="?", help="its preset.txt")
+    settings.add_argument("--out", type=Path, required=True, help="a new folder, such as params/mine")
     commands.add_parser("doctor", help="check what is installed, and say what to do about what is missing")
     return top
 
@@ -30,9 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
 
         return report(outputs_root())
     from workbench.config import ConfigError
-    from workbench.runs import RunError, table_of_runs
+    from workbench.listing import table_of_runs
+    from workbench.runs import RunError
 
     try:
+        if args.command == "import-config":
+            from workbench.importing import import_config
+
+            print("\n".join(import_config(args.condition, args.preset, args.out)))
+            return 0
         if args.command == "runs":
             table = table_of_runs(args.folder or outputs_root())
             print(table.to_string(index=False) if len(table) else "no runs yet")

@@ -1,6 +1,7 @@
-"""Held-out figures beside honest floors, with their uncertainty over clips."""
+"""Held-out figures beside honest floors, with their uncertainty over groups (clips, runs)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ from workbench.metrics import (
 )
 
 Reconstruct = Callable[[Tensor], Tensor]
+Predict = Callable[[dict[str, Tensor]], Tensor]
+Errors = Callable[[Tensor, Tensor], dict[str, Tensor]]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 SAME_SAMPLE_MSE = 1e-9
@@ -62,36 +65,51 @@ def fit_floors(
 
 
 @torch.inference_mode()
+def prediction_errors(
+    methods: dict[str, Predict],
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    errors: Errors = image_errors,
+    distance: Distance | None = None,
+) -> pd.DataFrame:
+    """Errors of several predictions of the same samples, one row per method and sample.
+
+    Args:
+        methods: Prediction of x by name, from a prepared batch.
+        errors: Errors of each sample by name, (x_hat, x) to them; the data's own.
+        distance: A perceptual distance, adding the column `lpips`.
+
+    Returns:
+        Columns method, group, and one for each error.
+    """
+    parts = []
+    for batch in batches(dataset, batch_size, device):
+        for name, predict in methods.items():
+            x, x_hat = batch["x"], predict(batch)
+            figures = errors(x_hat, x) | ({"lpips": distance(x_hat, x)} if distance else {})
+            columns = {key: value.double().cpu().numpy() for key, value in figures.items()}
+            parts.append(pd.DataFrame({"method": name, "group": batch["group"].cpu().numpy()} | columns))
+    return pd.concat(parts, ignore_index=True)
+
+
 def reconstruction_errors(
     methods: dict[str, Reconstruct],
     dataset: Dataset,
     batch_size: int,
     device: torch.device,
+    errors: Errors = image_errors,
     distance: Distance | None = None,
 ) -> pd.DataFrame:
-    """Errors of several reconstructions of the same samples, one row per method and sample.
-
-    Args:
-        methods: Reconstruction by name, (b, c, h, w) in [-1, 1] to the same.
-        distance: A perceptual distance, adding the column `lpips`.
-
-    Returns:
-        Columns method, group, mse (per element, [-1, 1] scale), psnr [dB], ssim.
-    """
-    parts = []
-    for batch in batches(dataset, batch_size, device):
-        for name, reconstruct in methods.items():
-            x, x_hat = batch["x"], reconstruct(batch["x"])
-            errors = image_errors(x_hat, x) | ({"lpips": distance(x_hat, x)} if distance else {})
-            columns = {key: value.double().cpu().numpy() for key, value in errors.items()}
-            parts.append(pd.DataFrame({"method": name, "group": batch["group"].cpu().numpy()} | columns))
-    return pd.concat(parts, ignore_index=True)
+    """As `prediction_errors`, of methods that go from x to x_hat."""
+    of_batch = {name: lambda batch, f=reconstruct: f(batch["x"]) for name, reconstruct in methods.items()}
+    return prediction_errors(of_batch, dataset, batch_size, device, errors, distance)
 
 
 def error_table(errors: pd.DataFrame) -> pd.DataFrame:
     """Mean of each figure by method over the groups' means, and its standard error over groups (`mse_se`, …).
 
-    Frames of one clip resemble each other, so the clip, not the frame, is the unit of both.
+    Samples of one group, such as the frames of a clip, resemble each other, so the group is the unit of both.
     """
     figures = [column for column in errors if column not in ("method", "group")]
     grouped = errors.groupby(["method", "group"], sort=False)[figures].mean().groupby("method", sort=False)
@@ -100,7 +118,7 @@ def error_table(errors: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def paired_verdict(errors: pd.DataFrame, method: str, floor: str, figure: str = "mse") -> str:
+def paired_verdict(errors: pd.DataFrame, method: str, floor: str, figure: str = "mse", unit: str = "clips") -> str:
     """A sentence on whether a method's error is below a floor's, paired by group, with its numbers.
 
     "Below" and "above" need a mean difference of at least two standard errors over the groups.
@@ -110,13 +128,13 @@ def paired_verdict(errors: pd.DataFrame, method: str, floor: str, figure: str = 
     mean, error = gain.mean(), gain.sem()
     if len(gain) < 2:
         return (
-            f"{figure} of {method} against {floor} cannot be decided on one held-out clip: "
-            f"{by_group[method].mean():.5f} against {by_group[floor].mean():.5f}"
+            f"{figure} of {method} against {floor} cannot be decided on one held-out group of {unit}: "
+            f"{by_group[method].mean():.5g} against {by_group[floor].mean():.5g}"
         )
     word = "below" if mean > 2 * error else "above" if mean < -2 * error else "not distinguishable from"
     return (
-        f"{figure} of {method} is {word} that of {floor}: {by_group[method].mean():.5f} against "
-        f"{by_group[floor].mean():.5f}, difference {mean:+.5f} ± {error:.5f} (standard error over {len(gain)} clips), "
+        f"{figure} of {method} is {word} that of {floor}: {by_group[method].mean():.5g} against "
+        f"{by_group[floor].mean():.5g}, difference {mean:+.5g} ± {error:.5g} (standard error over {len(gain)} {unit}), "
         f"lower on {int((gain > 0).sum())} of them; one training seed"
     )
 
@@ -190,3 +208,28 @@ def copy_frame_errors(dataset: ClipDataset, offsets: Sequence[int], max_clips: i
         psnr = 10 * torch.log10(4 / error.clamp_min(1e-10))
         rows.append({"offset": offset, "pairs": len(error), "mse": float(error.mean()), "psnr": float(psnr.mean())})
     return pd.DataFrame(rows)
+
+
+@torch.inference_mode()
+def pca_curve(train: Dataset, test: Dataset, components: Sequence[int], errors: Errors, error: str) -> pd.DataFrame:
+    """How many numbers a sample needs: held-out error of PCA by its number of components, fitted on `train`.
+
+    Returns:
+        Columns components and `error`, one row per number of components that the training samples allow, from 0 (the
+        mean sample).
+    """
+    device = torch.device("cpu")
+    x = torch.cat([batch["x"] for batch in batches(train, 256, device)])
+    allowed = sorted({0, *(n for n in components if n < min(len(x), x[0].numel()))})
+    pca = fit_pca(lambda: [x], max(allowed[-1], 1))
+    methods = {n: partial(_projected, pca, n) for n in allowed}
+    found = reconstruction_errors(methods, test, 256, device, errors)
+    means = found.groupby("method")[error].mean()
+    return pd.DataFrame({"components": means.index, error: means.to_numpy()})
+
+
+def _projected(pca: PCA, n: int, x: Tensor) -> Tensor:
+    """x through the first n components."""
+    z = pca.encode(x)
+    z[:, n:] = 0
+    return pca.decode(z)

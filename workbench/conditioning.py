@@ -1,5 +1,6 @@
 """From conditions to codes to samples: what a conditioner is trained on, and by which of its two objectives."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from workbench.config import Config
 from workbench.datasets.loading import Batch, Dataset
+from workbench.datasets.opening import Data
 from workbench.losses import ERRORS, huber, mean_absolute_error, mean_squared_error
 from workbench.models import MODELS
 from workbench.models.conditioners import Conditioner
@@ -26,7 +29,9 @@ from workbench.models.enhanced_losses import (
     consistency,
     enhancement,
 )
-from workbench.schedule import Weights
+from workbench.runs import Run
+from workbench.schedule import TrainConfig, Weights
+from workbench.training import fit
 
 
 class ConditioningConfig(Config):
@@ -138,6 +143,10 @@ class CodedDataset:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def conditions(self) -> Float[Tensor, "n ..."]:
+        """The condition of every sample."""
+        return self.dataset.conditions(np.arange(len(self)))
+
     def batch(self, indices: np.ndarray) -> Batch:
         """Raw samples with their codes."""
         raw = self.dataset.batch(indices) if self.samples else {"condition": self.dataset.conditions(indices)}
@@ -150,11 +159,6 @@ class CodedDataset:
     def name(self, index: int) -> str:
         """Name of a sample."""
         return self.dataset.name(index)
-
-
-def all_conditions(dataset: Dataset) -> Float[Tensor, "n ..."]:
-    """The condition of every sample of a split."""
-    return dataset.conditions(np.arange(len(dataset)))
 
 
 @dataclass
@@ -264,6 +268,45 @@ class Conditioning:
         return lambda progress: weights
 
 
+@dataclass
+class Task:
+    """What the conditioners of one VAE are trained and measured on.
+
+    Args:
+        vae: See `frozen`; on the device to train on.
+        data: With conditions.
+        z: Flat latent of every sample of each split, by the split's name.
+    """
+
+    vae: nn.Module
+    data: Data
+    z: dict[str, Float[Tensor, "n d"]]
+
+    def split(self, name: str, samples: bool = True) -> CodedDataset:
+        """A split with its codes; without its samples where only the conditions are needed."""
+        return CodedDataset(self.data.split(name), self.z[name], samples)
+
+    def train(self, config: ConditioningConfig, training: TrainConfig, run: Run) -> Conditioner:
+        """A conditioner trained into a run folder; initialised from the training's seed.
+
+        Raises:
+            ValueError: the data have no conditions, or not those that the conditioner is for.
+        """
+        train = self.split("train", samples=config.mode == "end_to_end")
+        conditions = train.conditions()
+        torch.manual_seed(training.seed)
+        conditioner = build_conditioner(config, self.vae, conditions[0])
+        conditioner.standardise(conditions, self.z["train"])
+        objective = Conditioning(conditioner, self.vae, config, self.data.error)
+
+        def picture(x: Tensor, x_hat: Tensor) -> Figure:
+            return self.data.grid({"true": x, "predicted": x_hat}, None, "validation sample")
+
+        kind = f"{config.conditioner}_conditioner"
+        weights, val = objective.weights(), self.split("val")
+        return fit(conditioner, kind, train, val, training, run, weights, picture, objective)
+
+
 @torch.inference_mode()
 def predict(
     conditioner: Conditioner, vae: nn.Module, conditions: Float[Tensor, "n ..."], batch_size: int
@@ -273,3 +316,26 @@ def predict(
     parts = [conditioner.codes(part.to(device)) for part in conditions.split(batch_size)]
     samples = [vae.decode(z).float().cpu() for z in parts]
     return torch.cat(parts).cpu(), torch.cat(samples)
+
+
+def latent_error(
+    conditioner: Conditioner, config: ConditioningConfig, codes: Float[Tensor, "n d"], z: Float[Tensor, "n d"]
+) -> float:
+    """Mean squared error of standardised codes, main latent and hierarchical codes by their weights."""
+    squared = ((codes - z) / conditioner.code_std.to(z.device)).square()
+    main = conditioner.config.main_dim
+    parts = [(config.main_weight, squared[:, :main]), (config.hier_weight, squared[:, main:])]
+    used = [(weight, part) for weight, part in parts if part.shape[1]]
+    return float(sum(weight * part.mean() for weight, part in used) / sum(weight for weight, _ in used))
+
+
+def prediction_milliseconds(
+    conditioner: Conditioner, vae: nn.Module, condition: Float[Tensor, "1 ..."], repeats: int = 50
+) -> float:
+    """Median time from one condition to one sample [ms], after a first prediction that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        predict(conditioner, vae, condition, 1)
+        times.append(1000 * (time.perf_counter() - started))
+    return float(np.median(times[1:]))

@@ -67,7 +67,7 @@ def field_errors(field_hat: Float[Tensor, "b ..."], field: Float[Tensor, "b ..."
 
     Returns:
         relative_l2: Norm of the error over the norm of the field, over all times, nodes and variables; 0 where both
-            fields are 0 everywhere.
+            fields are 0 everywhere, infinite where only the true one is.
         mse: Per value, in the squared unit.
         mae: Per value, in the unit.
 
@@ -76,8 +76,8 @@ def field_errors(field_hat: Float[Tensor, "b ..."], field: Float[Tensor, "b ..."
     """
     _check_same_shape("field_hat", field_hat, "field", field)
     error, field = (field_hat - field).flatten(1), field.flatten(1)
-    smallest = torch.finfo(field.dtype).tiny
-    relative = error.norm(dim=1) / field.norm(dim=1).clamp_min(smallest)
+    norm = error.norm(dim=1)
+    relative = torch.where(norm == 0, 0.0, norm / field.norm(dim=1))
     return {"relative_l2": relative, "mse": error.square().mean(1), "mae": error.abs().mean(1)}
 
 

@@ -10,9 +10,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
+from workbench.ablation import ARMS
+from workbench.augmentation import AugmentConfig
+from workbench.conditioning import ConditioningConfig
 from workbench.config import Config, ConfigError, problems
 from workbench.datasets.clips import ClipsConfig
+from workbench.datasets.fields import SimulationConfig
+from workbench.datasets.opening import DATA, DataKind
 from workbench.models.conv_vae import ConvVAEConfig
+from workbench.models.hierarchical_vae import HierarchicalVAESettings
 from workbench.paths import project_root
 from workbench.process import DeviceName
 from workbench.schedule import TrainConfig
@@ -22,7 +28,8 @@ class InspectConfig(Config):
     """Ranges of what notebook 01 shows and measures."""
 
     offsets: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
-    shown_clips: int = Field(1, ge=1)
+    components: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
+    shown: int = Field(1, ge=1)
     measured_clips: int = Field(1, ge=1)
 
 
@@ -32,6 +39,19 @@ class EvaluationConfig(Config):
     floor_samples: int = Field(0, ge=0)
     eval_samples: int = Field(0, ge=0)
     active_threshold: float = Field(0.01, ge=0)
+
+
+class ConditionerRunConfig(Config):
+    """Ranges of what notebook 03 evaluates and compares; 0 samples means all."""
+
+    checkpoint: Literal["final", "best"] = "final"
+    eval_samples: int = Field(0, ge=0)
+    floor_samples: int = Field(2, ge=2)
+    floor_components: int = Field(1, ge=1)
+    noise: float = Field(0.0, ge=0, allow_inf_nan=False)
+    seeds: int = Field(1, ge=1)
+    arms: list[Literal[ARMS]] = Field([])
+    arm_epochs: int = Field(0, ge=0)
 
 
 class WalkConfig(Config):
@@ -52,11 +72,21 @@ class WalkConfig(Config):
 
 
 CONFIGS: dict[str, tuple[type[Config], ...]] = {
-    "01_inspect_data": (ClipsConfig, InspectConfig),
-    "02_train_vae": (ClipsConfig, ConvVAEConfig, TrainConfig, EvaluationConfig),
+    "01_inspect_data": (DataKind, InspectConfig),
+    "02_train_vae": (DataKind, TrainConfig, EvaluationConfig),
+    "03_train_conditioner": (ConditionerRunConfig, ConditioningConfig, TrainConfig),
     "04_interpolate_latents": (WalkConfig,),
 }
 """The settings classes that each notebook's parameters go into; their ranges hold for its parameter files."""
+
+OF_KIND: dict[str, dict[str, tuple[type[Config], ...]]] = {
+    "01_inspect_data": {kind: (config,) for kind, (config, _) in DATA.items()},
+    "02_train_vae": {
+        "clips": (ClipsConfig, ConvVAEConfig),
+        "simulation": (SimulationConfig, HierarchicalVAESettings, AugmentConfig),
+    },
+}
+"""Further ones of notebooks with a `data_kind`, by kind; what only other kinds have must keep its default."""
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list[int], "list[str]": list[str]}
 
@@ -141,12 +171,31 @@ def check(notebook: Path, values: Mapping[str, Any], source: str) -> dict[str, A
         resolved = model(**values).model_dump()
     except ValidationError as error:
         raise ConfigError(problems(error, known), source) from None
-    for config in CONFIGS.get(notebook.stem, ()):
-        try:
+    kinds = OF_KIND.get(notebook.stem, {})
+    try:
+        for config in CONFIGS.get(notebook.stem, ()):
             config.pick(resolved)
-        except ConfigError as error:
-            raise error.at(source) from None
+        for config in kinds.get(resolved.get("data_kind"), ()):
+            config.pick(resolved)
+        _refuse_of_other_kinds(kinds, resolved, known)
+    except ConfigError as error:
+        raise error.at(source) from None
     return resolved
+
+
+def _refuse_of_other_kinds(
+    kinds: Mapping[str, tuple[type[Config], ...]], resolved: Mapping[str, Any], known: Mapping[str, Parameter]
+) -> None:
+    """Refuse a value for a parameter that the kind of data does not have, as it would change nothing."""
+    if not kinds:
+        return
+    fields = {kind: {name for config in configs for name in config.model_fields} for kind, configs in kinds.items()}
+    kind = resolved["data_kind"]
+    elsewhere = set().union(*fields.values()) - fields[kind]
+    changed = [name for name in known if name in elsewhere and resolved[name] != known[name].default]
+    if changed:
+        rule = f"has no meaning for data_kind={kind!r}; leave it out, or set data_kind"
+        raise ConfigError([(f"{name}={resolved[name]!r}", rule) for name in changed])
 
 
 def resolve(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,6 +183,27 @@ def copy_frame_curve(offsets: Values, mse: Values, psnr: Values) -> Figure:
     return fig
 
 
+def pca_curve(components: Values, errors: Values, label: str) -> Figure:
+    """Held-out error of PCA against its number of components, the first being none: the mean sample.
+
+    Args:
+        components: Number of components, from 0.
+        errors: One for each.
+        label: What the error is, with its unit.
+    """
+    fig = new_figure(6, 3.4)
+    ax = fig.subplots()
+    ax.plot(_array(components), _array(errors), "o-", color=PALETTE[0], label="PCA")
+    ax.axhline(float(_array(errors)[0]), color="black", ls=":", label="mean sample")
+    ax.set_xscale("symlog", base=2, linthresh=1)
+    ax.set_yscale("log")
+    ax.set_xticks(_array(components), [f"{n:g}" for n in _array(components)])
+    ax.set(xlabel="components [numbers per sample]", ylabel=label)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return fig
+
+
 def histogram_of_values(values: dict[str, Values], label: str) -> Figure:
     """Step histograms on shared bins, one per channel or split, each as shares of its own values.
 
@@ -288,6 +309,50 @@ def path_lengths(ratios: dict[str, Values]) -> Figure:
     ax.set_xticks(range(len(ratios)), list(ratios))
     ax.set(xlabel="interpolation", ylabel="decoded path length / straight distance")
     ax.legend()
+    return fig
+
+
+def error_over_conditions(conditions: dict[str, Values], errors: Values, label: str) -> Figure:
+    """One panel per condition: the error of each sample over the condition's value.
+
+    Args:
+        conditions: Values by the condition's name, one per sample.
+        errors: One per sample.
+        label: What the error is, with its unit.
+    """
+    n_columns = min(len(conditions), 4)
+    n_rows = -(-len(conditions) // n_columns)
+    fig = new_figure(3.1 * n_columns, 2.6 * n_rows)
+    axes = fig.subplots(n_rows, n_columns, squeeze=False, sharey=True)
+    for ax in axes.flat[len(conditions) :]:
+        ax.set_visible(False)
+    for ax, (name, values) in zip(axes.flat, conditions.items(), strict=False):
+        ax.scatter(_array(values), _array(errors), s=12, alpha=0.7, color=PALETTE[0])
+        ax.set(xlabel=name, yscale="log")
+        ax.grid(alpha=0.3)
+    fig.supylabel(label, fontsize=9)
+    return fig
+
+
+def arms(rows: pd.DataFrame, figures: dict[str, str]) -> Figure:
+    """One panel per figure: every training as a dot, by setting; the bar is their mean.
+
+    Args:
+        rows: One row per training, with the column arm and one for each figure.
+        figures: Label with its unit by column.
+    """
+    names = list(dict.fromkeys(rows["arm"]))
+    fig = new_figure(4.6 * len(figures) + 1, 0.42 * len(names) + 1.2)
+    axes = fig.subplots(1, len(figures), squeeze=False, sharey=True)[0]
+    for ax, (column, label) in zip(axes, figures.items(), strict=True):
+        for i, name in enumerate(names):
+            values = _array(rows.loc[rows["arm"] == name, column])
+            ax.barh(i, values.mean(), color=PALETTE[0], alpha=0.35)
+            ax.scatter(values, np.full(len(values), i), color="black", s=16, zorder=3)
+        ax.set_yticks(range(len(names)), names)
+        ax.set(xlabel=label, xlim=(0, None))
+        sns.despine(ax=ax)
+    axes[0].invert_yaxis()
     return fig
 
 

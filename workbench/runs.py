@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import save
 from torch import nn
 
 from workbench import __version__
@@ -94,6 +94,25 @@ class Run:
         figure.savefig(self.path / "figures" / f"{name}.png", dpi=120)
         return figure
 
+    def store(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write tensors, such as what was fitted on the training split, to <name>.safetensors; nothing where none."""
+        if tensors:
+            write_atomically(self.path / f"{name}.safetensors", save(dict(tensors)))
+
+    def part(self, name: str, **settings: Any) -> "Run":
+        """A run inside this one, in `parts/<name>`: one of several trainings that this run compares.
+
+        Raises:
+            RunError: the folder belongs to other settings.
+        """
+        path = self.path / "parts" / name
+        check_parameters(path, settings)
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / "config.json").exists() or changed(path, settings):
+            values = (settings, now(), versions(), git_commit())
+            write_json(path / "config.json", dict(zip(HEADER, values, strict=True)))
+        return Run(path)
+
     def finish(self, **figures: Any) -> None:
         """Write the final figures to summary.json, which marks the run as finished; a finished one is left as is."""
         if not self.finished:
@@ -162,9 +181,9 @@ def run_path(parameters: Mapping[str, Any], root: Path | None = None) -> Path:
 
 def holds_nothing(path: Path) -> bool:
     """Whether a run stopped before it had recorded its data or anything else, and may begin with other parameters."""
-    config, status = read_json(path / "config.json"), _read_if_there(path / "status.json")
+    config, status = read_json(path / "config.json"), read_if_there(path / "status.json")
     finished = (path / "summary.json").exists()
-    return tuple(config) == HEADER and not finished and not _state({}, status).startswith("running")
+    return tuple(config) == HEADER and not finished and not run_state({}, status).startswith("running")
 
 
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
@@ -238,8 +257,8 @@ def load_run(path: str | Path, checkpoint: str = "final") -> tuple[nn.Module, di
         raise RunError(f"{path}: no run there (no config.json)")
     config, weights = read_json(path / "config.json"), path / weights_file(checkpoint)
     if "model" not in config or not (path / "model.safetensors").exists():
-        state = describe_run(path)
-        raise RunError(f"{path} has no finished model (state: {state['state']}): run its notebook again to go on")
+        state = run_state(read_if_there(path / "summary.json"), read_if_there(path / "status.json"))
+        raise RunError(f"{path} has no finished model (state: {state}): run its notebook again to go on")
     model = build_model(config["model"]["kind"], {k: v for k, v in config["model"].items() if k != "kind"})
     final = checkpoint == "final"
     load_weights(model, load_safetensors(weights) if final else load_checkpoint(weights)["model"], weights)
@@ -258,22 +277,8 @@ def weights_file(checkpoint: str) -> str:
     return files[checkpoint]
 
 
-def describe_run(path: Path) -> dict[str, str]:
-    """One row of the table of runs: run, model, data, state, time, figures."""
-    config, status = read_json(path / "config.json"), _read_if_there(path / "status.json")
-    summary = _read_if_there(path / "summary.json")
-    figures = {k: v for k, v in summary.items() if isinstance(v, float) and not k.endswith("_se")}
-    return {
-        "run": f"{path.parent.name}/{path.name}",
-        "model": config.get("model", {}).get("kind", ""),
-        "data": str(config.get("data", {}).get("name", config["parameters"].get("data", ""))),
-        "state": _state(summary, status),
-        "time": _duration(config, summary, status),
-        "figures": "  ".join(f"{k} {v:.4g}" for k, v in list(figures.items())[:4]),
-    }
-
-
-def _state(summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+def run_state(summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    """What a run is doing, in words, from its summary.json and status.json."""
     if summary:
         return "finished"
     if not status:
@@ -284,35 +289,6 @@ def _state(summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
         state = "stopped"
     reason = textwrap.shorten(status.get("reason", ""), REASON_WIDTH, placeholder=" …")
     return " ".join(part for part in (state, progress, reason) if part)
-
-
-def _duration(config: Mapping[str, Any], summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
-    end = summary.get("finished") or (status and datetime.fromtimestamp(status["updated"]).isoformat())
-    if not end:
-        return ""
-    seconds = int((datetime.fromisoformat(end) - datetime.fromisoformat(config["started"])).total_seconds())
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
-def table_of_runs(root: Path) -> pd.DataFrame:
-    """Every run below a folder: run, model, data, state, time, figures.
-
-    Raises:
-        RunError: the folder is absent.
-    """
-    if not root.is_dir():
-        raise RunError(f"{root}: no such folder")
-    rows = [_row(path.parent, root) for path in sorted(root.rglob("config.json"))]
-    return pd.DataFrame([row for row in rows if row], columns=["run", "model", "data", "state", "time", "figures"])
-
-
-def _row(path: Path, root: Path) -> dict[str, str] | None:
-    """A run's row; nothing for a folder that is no run, and the reason where a file is damaged."""
-    name = {"run": str(path.relative_to(root)) if path != root else path.name}
-    try:
-        return describe_run(path) | name if "parameters" in read_json(path / "config.json") else None
-    except RunError as error:
-        return name | {"model": "", "data": "", "state": str(error), "time": "", "figures": ""}
 
 
 def versions() -> dict[str, str]:
@@ -364,7 +340,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_if_there(path: Path) -> dict[str, Any]:
+def read_if_there(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; nothing where there is none."""
     return read_json(path) if path.exists() else {}
 
 

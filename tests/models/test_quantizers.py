@@ -50,7 +50,10 @@ def test_gradients_of_the_substitute_in_closed_form() -> None:
     weight = torch.tensor([1.0, 2.0, -1.0])
     for_x, for_entry = torch.autograd.grad((quantizer(x, noise).codes * weight).sum(), [x, quantizer.codebook])
     with torch.no_grad():
-        away, u = torch.nn.functional.normalize(x - quantizer.codebook, dim=-1).flatten(), noise.flatten() / noise.norm()
+        away, u = (
+            torch.nn.functional.normalize(x - quantizer.codebook, dim=-1).flatten(),
+            noise.flatten() / noise.norm(),
+        )
         torch.testing.assert_close(for_entry.flatten(), -(weight @ u) * away)
         torch.testing.assert_close(for_x.flatten(), weight + (weight @ u) * away)
 

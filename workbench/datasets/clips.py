@@ -24,8 +24,10 @@ from workbench.datasets.splits import SPLITS, hash_split, mix_array
 from workbench.datasets.synthetic import write_pushing
 from workbench.metrics import image_errors, mse
 from workbench.paths import outputs_root, resolve
-from workbench.plots import image_grid
+from workbench.plots import frame_strip, image_grid
 from workbench.progress import Progress
+
+SHOWN_FRAMES = 12
 
 
 class ClipsConfig(Config):
@@ -200,11 +202,39 @@ class Clips:
     """The error by which models are compared."""
     error_name = "mse"
     error_label = "error [per element, [-1, 1] scale]"
+    group_name = "clips"
+    main_column = "frame"
 
     @staticmethod
     def grid(rows: dict[str, Tensor], titles: Sequence[str] | None = None, column_label: str = "sample") -> Figure:
         """Labelled rows of frames; what a decoder or a floor has overshot is clamped."""
         return image_grid({label: x.float().cpu().clamp(-1, 1) for label, x in rows.items()}, titles, column_label)
+
+    @staticmethod
+    def pixels(x: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+        """A frame as pixels."""
+        return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+    def examples(self, n: int) -> Figure:
+        """The first clips of the training split, in time from left to right."""
+        segments = [int(segment) for segment in dict.fromkeys(self.split("train").segment)][:n]
+        shown = {self.name(segment): self.clip(segment) for segment in segments}
+        frames = min(SHOWN_FRAMES, *(len(x) for x in shown.values()))
+        return frame_strip({name: x[:frames] for name, x in shown.items()})
+
+    @property
+    def broken(self) -> pd.DataFrame:
+        """Every frame that did not decode, with the reason."""
+        return pd.read_csv(self.cache.folder / "broken.csv", dtype=str)
+
+    def compare(self, x: Float[Tensor, "b c h w"], predictions: dict[str, Tensor]) -> Figure:
+        """True frames above predicted ones."""
+        return self.grid({"true": x} | predictions)
+
+    @staticmethod
+    def condition_label(name: str) -> str:
+        """A condition with its unit; those of clips are plain numbers."""
+        return name
 
     @staticmethod
     def statistics() -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ _BLANK = {"", "nan", "na", "n/a", "null", "none", "-nan"}
 
 
 def read_table(
-    path: Path, runs: int, ids: Sequence[str] | None
+    path: Path, runs: int, ids: Sequence[str] | None, what: str = "run"
 ) -> tuple[list[str], Float[np.ndarray, "p d"], list[str] | None]:
     """Read a CSV with a header: one row of numbers per run, and perhaps their ids in a column `id`.
 
@@ -35,6 +35,7 @@ def read_table(
             runs.
         runs: Number of runs of the fields.
         ids: Ids of the runs of the fields, in their order; None where the fields carry none.
+        what: What a row stands for, for the message on their number.
 
     Returns:
         Names of the columns; their values in the order of the runs, float32 (runs, columns), in the file's units;
@@ -51,7 +52,7 @@ def read_table(
     if columns.shape[1] == 0:
         raise DataError(f"{path}: has no column besides 'id'; add the conditions as columns of numbers")
     if own is None or ids is None:
-        _check_count(path, table, runs)
+        _check_count(path, table, runs, what)
     values = _numbers(path, columns)
     check_finite(list(columns), values, own, str(path))
     if own is not None and ids is not None:
@@ -102,12 +103,12 @@ def _ids(path: Path, table: pd.DataFrame) -> list[str]:
     return own
 
 
-def _check_count(path: Path, table: pd.DataFrame, runs: int) -> None:
+def _check_count(path: Path, table: pd.DataFrame, runs: int, what: str) -> None:
     if len(table) == runs:
         return
     headless = all(_is_number(name) for name in table)
     hint = f" (its first line, {', '.join(table)}, was read as the names of the columns)" if headless else ""
-    raise DataError(f"{path}: has {len(table)} rows{hint}, the fields have {runs} runs; give one row per run")
+    raise DataError(f"{path}: has {len(table)} rows{hint}, the fields have {runs} {what}s; give one row per {what}")
 
 
 def _is_number(text: str) -> bool:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -22,7 +22,7 @@ from workbench.datasets.frames import DataError
 from workbench.datasets.loading import Batch
 from workbench.datasets.scaling import describe_fields, file_stamp, fit_scaling, stamp_name
 from workbench.datasets.splits import SPLITS, hash_split, stable_hash
-from workbench.field_plots import field_grid
+from workbench.field_plots import FieldRaster, field_grid, field_views
 from workbench.metrics import field_errors, fit_pca
 from workbench.paths import outputs_root, resolve
 
@@ -131,8 +131,8 @@ class SimulationDataset(torch.utils.data.Dataset):
 
     def prepare(self, batch: Batch) -> Batch:
         """Scale a raw batch on the device it is on; nodes and variables become the channels of x."""
-        x = rearrange(self.data.scaling.apply(batch["field"]), "b t n v -> b (v n) t")
-        return {"x": x.contiguous()} | {key: value for key, value in batch.items() if key != "field"}
+        x = self.data.scaling.apply(batch["field"])
+        return {"x": x} | {key: value for key, value in batch.items() if key != "field"}
 
     def subset(self, n: int, seed: int = 0) -> "SimulationDataset":
         """At most n runs (0: all), drawn by seed, in their order here."""
@@ -187,15 +187,14 @@ class Simulations:
         test = 0.0 if config.test_data else config.test_fraction
         self.split_of = hash_split(self.group, config.split_seed, config.val_fraction, test)
         self.split_of[self.arrays[0].shape[0] :] = SPLITS.index("test")
-        if sum(array.nbytes for array in self.arrays) <= MEMORY_BYTES:
+        if self._run_bytes * len(self.ids) <= MEMORY_BYTES:
             self.memory = self._from_files(np.arange(len(self.ids)))
         self.split("train")
         train = self.split_of == SPLITS.index("train")
-        found = describe_fields(self.read, train, self.ids, self._run_bytes, self._cached())
-        self.scaling = fit_scaling(config.scaling, found)
-        self.fingerprint = stamp_name(found.digest, self.group.tolist(), self.split_of.tolist())
-        if self.conditions is not None:
-            self._prepare_conditions(train)
+        found = describe_fields(self.read, train, self.ids, self._run_bytes, self._cached(), config.node_start)
+        self.scaling, self.low, self.high = fit_scaling(config.scaling, found), found.low, found.high
+        self.fingerprint = stamp_name(found.digest, self._run_shape, self.group.tolist(), self.split_of.tolist())
+        self._prepare_conditions(train)
         self.report = self._report(found.low, found.high)
 
     @property
@@ -238,7 +237,10 @@ class Simulations:
             inside = (runs >= first) & (runs < first + array.shape[0])
             if inside.any():
                 part = array.read(runs[inside] - first, slice(0, steps), slice(start, start + nodes))
-                fields[inside] = part.reshape(len(part), steps, nodes, variables)
+                part = part.reshape(len(part), steps, nodes, variables)
+                if inside.all():
+                    return part
+                fields[inside] = part
             first += array.shape[0]
         return fields
 
@@ -254,10 +256,20 @@ class Simulations:
     def _prepare_conditions(self, train: np.ndarray) -> None:
         """Refuse what says nothing; pictures become their principal components where so asked."""
         conditions, components = self.conditions, self.config.condition_pca
+        if components and (conditions is None or conditions.values.ndim == 2):
+            raise DataError(f"condition_pca={components}: the conditions are not pictures; set it to 0")
+        if conditions is None:
+            return
         if conditions.values.ndim == 2:
             check_constant(conditions.names, conditions.values[train])
         elif components:
             pictures = conditions.batch(np.arange(len(self.ids)))
+            most = min(int(train.sum()), pictures[0].numel())
+            if components > most:
+                raise DataError(
+                    f"condition_pca={components}: {train.sum()} pictures of the training split, of "
+                    f"{pictures[0].numel()} values each, have at most {most}; lower it"
+                )
             pca = fit_pca(lambda: [pictures[torch.from_numpy(train)]], components)
             self.conditions = Conditions([f"PC{i + 1}" for i in range(components)], pca.encode(pictures).numpy())
 
@@ -284,7 +296,7 @@ class Simulations:
 
     def physical(self, x: Float[Tensor, "b vn t"]) -> Float[Tensor, "b t n v"]:
         """From what models see to the field in its unit."""
-        return self.scaling.invert(rearrange(x, "b (v n) t -> b t n v", v=self._run_shape[2]))
+        return self.scaling.invert(x)
 
     def errors(self, x_hat: Float[Tensor, "b vn t"], x: Float[Tensor, "b vn t"]) -> dict[str, Tensor]:
         """Errors of each field in its unit: mse, mae and relative_l2."""
@@ -292,15 +304,54 @@ class Simulations:
 
     error_name = "relative_l2"
     error_label = "relative L2 error of the field [1]"
+    group_name = "runs"
 
     def error(self, x_hat: Float[Tensor, "b vn t"], x: Float[Tensor, "b vn t"]) -> Float[Tensor, " b"]:
         """The error by which models are compared."""
         return self.errors(x_hat, x)[self.error_name]
 
     def grid(self, rows: dict[str, Tensor], titles: Sequence[str] | None = None, column_label: str = "run") -> Figure:
-        """Labelled rows of fields (k, n, t) as models see them, drawn in their unit."""
+        """Labelled rows of fields (k, n, t) as models see them, their first variable drawn in its unit."""
         fields = {label: self.physical(x.float().cpu())[..., 0].numpy() for label, x in rows.items()}
-        return field_grid(fields, self.coordinates, self.field_label, titles, column_label)
+        variables = self._run_shape[2]
+        label = self.field_label + (f", first of {variables} variables" if variables > 1 else "")
+        return field_grid(fields, self.coordinates, label, titles, column_label)
+
+    @property
+    def main_column(self) -> str:
+        """The column of a split's table that says most: the first condition, or the run."""
+        return (self.condition_names or ["run"])[0]
+
+    @cached_property
+    def raster(self) -> FieldRaster:
+        """How a field becomes pixels."""
+        return FieldRaster(self.coordinates, (float(self.low.min()), float(self.high.max())))
+
+    def pixels(self, x: Float[Tensor, "vn t"]) -> UInt8[np.ndarray, "h w 3"]:
+        """A field as pixels, its first variable at the last time; colours span the training split's values."""
+        return self.raster.draw(self.physical(x[None].float().cpu())[0, ..., 0].numpy())
+
+    def examples(self, n: int) -> Figure:
+        """The first runs of the training split."""
+        train = self.split("train")
+        x = train.prepare(train.batch(np.arange(min(n, len(train)))))["x"]
+        return self.grid({"training runs": x}, [train.name(i) for i in range(len(x))])
+
+    @property
+    def broken(self) -> pd.DataFrame:
+        """Nothing: a run with a value that is not finite is refused."""
+        return pd.DataFrame(columns=["run", "reason"])
+
+    def compare(self, x: Float[Tensor, "b vn t"], predictions: dict[str, Tensor]) -> Figure:
+        """The first of some true fields and its predictions, at three times and at three nodes."""
+        fields = {name: self.physical(f[:1].float().cpu())[0, ..., 0].numpy() for name, f in predictions.items()}
+        true = self.physical(x[:1].float().cpu())[0, ..., 0].numpy()
+        steps, nodes = ([round(share * (size - 1)) for share in (0.2, 0.5, 0.95)] for size in true.shape)
+        return field_views(true, fields, self.coordinates, self.field_label, steps, nodes)
+
+    def condition_label(self, name: str) -> str:
+        """A condition with its unit, where known."""
+        return f"{name} [{self.units[name]}]" if name in self.units else name
 
     def statistics(self) -> dict[str, Tensor]:
         """What was fitted on the training split, for the run folder."""

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Float32
 from torch import Tensor
 
@@ -19,7 +21,9 @@ REACH = 0.7
 """Largest scaled value of the training split under `node` and `global` scaling."""
 DEVIATION = 0.25
 """Standard deviation of the scaled training split under `standard` scaling."""
-CHUNK_BYTES = 64e6
+CHUNK_BYTES = 32e6
+BLOCK = 2**17
+"""Values converted to float64 at a time, so few that they stay in the processor's cache."""
 
 Fields = Float32[np.ndarray, "p t n v"]
 
@@ -39,7 +43,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Scaling:
-    """x = (field - offset) / scale, per node and variable.
+    """x = (field - offset) / scale, per node and variable; these become the channels of x.
 
     Args:
         offset: In the field's unit, (n, v).
@@ -49,13 +53,16 @@ class Scaling:
     offset: Float[Tensor, "n v"]
     scale: Float[Tensor, "n v"]
 
-    def apply(self, field: Float[Tensor, "b t n v"]) -> Float[Tensor, "b t n v"]:
-        """From the field's unit to the scale of x, on the field's device."""
-        return (field - self.offset.to(field.device)) / self.scale.to(field.device)
+    def apply(self, field: Float[Tensor, "b t n v"]) -> Float[Tensor, "b vn t"]:
+        """From the field in its unit to what models see, on the field's device."""
+        offset, scale = (rearrange(a.to(field.device), "n v -> (v n) 1") for a in (self.offset, self.scale))
+        x = rearrange(field, "b t n v -> b (v n) t").clone(memory_format=torch.contiguous_format)
+        return x.sub_(offset).div_(scale)  # in place: a batch may be large
 
-    def invert(self, x: Float[Tensor, "b t n v"]) -> Float[Tensor, "b t n v"]:
-        """From the scale of x to the field's unit."""
-        return x * self.scale.to(x.device) + self.offset.to(x.device)
+    def invert(self, x: Float[Tensor, "b vn t"]) -> Float[Tensor, "b t n v"]:
+        """From what models see to the field in its unit."""
+        field = rearrange(x, "b (v n) t -> b t n v", v=self.scale.shape[1])
+        return field * self.scale.to(x.device) + self.offset.to(x.device)
 
 
 def fit_scaling(kind: str, found: Statistics) -> Scaling:
@@ -64,7 +71,8 @@ def fit_scaling(kind: str, found: Statistics) -> Scaling:
     Args:
         kind: `node` (each node's range to [-0.7, 0.7]), `global` (that of each variable over the whole field),
             `standard` (each node to mean 0 and standard deviation 0.25, so that four deviations lie within [-1, 1]),
-            or `none`. A node whose value never changes becomes 0.
+            or `none`. A node whose value never changes in the training split becomes 0 under `node` and `standard`;
+            its unit stays that of the field.
 
     Raises:
         DataError: `none`, and values of the training split lie outside [-1, 1], which a model's output cannot reach.
@@ -83,22 +91,28 @@ def fit_scaling(kind: str, found: Statistics) -> Scaling:
         offset, scale = mean, np.sqrt(np.maximum(found.square - mean**2, 0)) / DEVIATION
     else:
         offset, scale = np.zeros_like(mean), np.ones_like(mean)
-    smallest = np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
-    scale = np.where(scale > smallest, scale, 1.0)
+    varies = high - low > np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
+    scale = np.where(varies, scale, 1.0)
     return Scaling(*(torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (offset, scale)))
 
 
 def describe_fields(
-    read: Callable[[np.ndarray], Fields], train: np.ndarray, ids: list[str], run_bytes: int, cached: Path
+    read: Callable[[np.ndarray], Fields],
+    train: np.ndarray,
+    ids: list[str],
+    run_bytes: int,
+    cached: Path,
+    first_node: int = 0,
 ) -> Statistics:
     """One pass over all runs, kept in a file so that the next opening need not make it.
 
     Args:
-        read: Runs by position.
+        read: Runs by position; called from another thread.
         train: Whether each run is of the training split.
         ids: Names of the runs, for messages.
         run_bytes: Size of a run in memory.
         cached: File of the result; its name stands for everything that the result depends on.
+        first_node: Number of the first node that is read, for messages.
 
     Raises:
         DataError: NaN or infinity, with the run, the node and how many there are.
@@ -106,44 +120,73 @@ def describe_fields(
     if cached.exists():
         with np.load(cached, allow_pickle=False) as file:
             return Statistics(*(file[name] for name in ("low", "high", "mean", "square")), str(file["digest"]))
-    found = _pass(read, train, ids, max(1, int(CHUNK_BYTES / run_bytes)))
+    found = _pass(read, train, ids, max(1, int(CHUNK_BYTES / run_bytes)), first_node)
     write_atomic(cached, lambda handle: np.savez(handle, **vars(found)))
     return found
 
 
-def _pass(read: Callable[[np.ndarray], Fields], train: np.ndarray, ids: list[str], chunk: int) -> Statistics:
-    digest, bad, count = hashlib.blake2b(digest_size=8), [], 0
-    low = high = total = square = None
+def _pass(
+    read: Callable[[np.ndarray], Fields], train: np.ndarray, ids: list[str], chunk: int, first_node: int
+) -> Statistics:
+    digest, bad = hashlib.blake2b(digest_size=8), []
+    low, high, total, square = np.inf, -np.inf, 0.0, 0.0
     with Progress(len(ids), "reading the fields", "run") as progress:
-        for runs in _chunks(len(ids), chunk):
-            fields = read(runs)
-            digest.update(np.ascontiguousarray(fields))
+        for runs, fields in _ahead(read, len(ids), chunk, digest.update):
+            lowest, highest = fields.min(1), fields.max(1)  # (p, n, v); NaN and infinity come through
+            finite = (np.isfinite(lowest) & np.isfinite(highest)).all((1, 2))
+            bad += [(ids[runs[i]], *_first_broken(fields[i])) for i in np.flatnonzero(~finite)]
+            for i in np.flatnonzero(finite & train[runs]):
+                sums = _sums(fields[i])
+                low, high = np.minimum(low, lowest[i]), np.maximum(high, highest[i])
+                total, square = total + sums[0], square + sums[1]
             progress.update(len(runs))
-            broken = ~np.isfinite(fields)
-            if broken.any():
-                bad += [(int(runs[p]), t, n, v) for p, t, n, v in np.argwhere(broken)[:1].tolist()]
-                count += int(broken.sum())
-            if bad or not train[runs].any():
-                continue
-            ours = fields[train[runs]]
-            moments = ours.sum((0, 1), dtype=np.float64), np.square(ours, dtype=np.float64).sum((0, 1))
-            if total is None:
-                low, high, (total, square) = ours.min((0, 1)), ours.max((0, 1)), moments
-            else:
-                low, high = np.minimum(low, ours.min((0, 1))), np.maximum(high, ours.max((0, 1)))
-                total, square = total + moments[0], square + moments[1]
     if bad:
-        run, t, n, _ = bad[0]
+        name, (step, node, variable), _ = bad[0]
+        which = f", variable {variable}" if fields.shape[3] > 1 else ""
         raise DataError(
-            f"the field of run {ids[run]!r} is not finite at node {n}, time step {t} ({count} such values in all "
-            "runs); mend the run or remove it: nothing is put in its place"
+            f"the field of run {name!r} is not finite at node {first_node + node}, time step {step}{which} "
+            f"({sum(found[2] for found in bad)} such values in {len(bad)} of {len(ids)} runs); mend the run or remove "
+            "it: nothing is put in its place"
         )
     values = int(train.sum()) * fields.shape[1]
     return Statistics(low.astype(float), high.astype(float), total / values, square / values, digest.hexdigest())
 
 
-def _chunks(n: int, size: int) -> Iterator[np.ndarray]:
-    return (np.arange(i, min(i + size, n)) for i in range(0, n, size))
+def _ahead(
+    read: Callable[[np.ndarray], Fields], n: int, chunk: int, look: Callable[[np.ndarray], None]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Runs in chunks; a thread reads the next one and shows it to `look` while the last one is worked on."""
+
+    def load(first: int) -> tuple[np.ndarray, np.ndarray]:
+        runs = np.arange(first, min(first + chunk, n))
+        fields = np.ascontiguousarray(read(runs))
+        look(fields)
+        return runs, fields
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(load, 0)
+        for first in range(chunk, n, chunk):
+            loaded, coming = coming.result(), pool.submit(load, first)
+            yield loaded
+        yield coming.result()
+
+
+def _sums(field: Float32[np.ndarray, "t n v"]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over time of the values and of their squares, in float64."""
+    total, square = np.zeros((2, *field.shape[1:]))
+    step = max(1, BLOCK // field[0].size)
+    for i in range(0, len(field), step):
+        block = field[i : i + step].astype(np.float64)
+        total += block.sum(0)
+        block *= block
+        square += block.sum(0)
+    return total, square
+
+
+def _first_broken(field: Float32[np.ndarray, "t n v"]) -> tuple[list[int], int]:
+    """Time step, node and variable of the first value that is not finite, and how many there are."""
+    broken = np.argwhere(~np.isfinite(field))
+    return broken[0].tolist(), len(broken)
 
 
 def file_stamp(path: Path) -> list:

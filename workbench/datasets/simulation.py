@@ -96,5 +96,5 @@ def _coordinates(config: SimulationConfig, folder: Path, array: LazyArray) -> np
     path = folder / "nodes.csv"
     if not path.exists():
         return None
-    _, places, _ = read_table(path, array.shape[2], None)
+    _, places, _ = read_table(path, array.shape[2], None, "node")
     return places[config.node_start : config.node_end or None]

@@ -1,12 +1,37 @@
 """One file, one model; each is known by its kind, as config.json states it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from workbench.config import Config
+from workbench.models.conditioners import (
+    CNNConditioner,
+    CNNConditionerConfig,
+    MLPConditioner,
+    MLPConditionerConfig,
+)
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAE, HierarchicalVAEConfig
 
 MODELS: dict[str, tuple[type[nn.Module], type[Config]]] = {
     "conv_vae": (ConvVAE, ConvVAEConfig),
     "hierarchical_vae": (HierarchicalVAE, HierarchicalVAEConfig),
+    "mlp_conditioner": (MLPConditioner, MLPConditionerConfig),
+    "cnn_conditioner": (CNNConditioner, CNNConditionerConfig),
 }
+
+VAES = {"clips": "conv_vae", "simulation": "hierarchical_vae"}
+"""The VAE of each kind of data."""
+
+
+def build_vae(parameters: Mapping[str, Any], sizes: Mapping[str, int]) -> nn.Module:
+    """The VAE of a kind of data, freshly initialised.
+
+    Args:
+        parameters: `data_kind`, and the model's settings among others.
+        sizes: Sizes that the model takes from the data.
+    """
+    model_class, config_class = MODELS[VAES[parameters["data_kind"]]]
+    return model_class(config_class.pick({**parameters, **sizes}))

@@ -120,9 +120,9 @@ class Heads(nn.Module):
 class Conditioner(nn.Module):
     """What both conditioners share: the scales of conditions and codes, and the codes in the VAE's own units.
 
-    Attributes: `config`; `latent_dim`, the length of the flat latent; the buffers `condition_mean` and `condition_std`
-    (one value per column or channel) and `code_mean` and `code_std` (one per latent dimension), 0 and 1 until
-    `standardise` sets them.
+    Attributes: `config`; `latent_dim`, the length of the flat latent; `noise_dim`, 0; the buffers `condition_mean`
+    and `condition_std` (one value per column or channel) and `code_mean` and `code_std` (one per latent dimension),
+    0 and 1 until `standardise` sets them.
 
     Args:
         config: Sizes.
@@ -132,7 +132,7 @@ class Conditioner(nn.Module):
     def __init__(self, config: MLPConditionerConfig | CNNConditionerConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.config, self.shape = config, shape
-        self.latent_dim = config.main_dim + config.hier_dim
+        self.latent_dim, self.noise_dim = config.main_dim + config.hier_dim, 0
         for name, size in (("condition", shape[0]), ("code", self.latent_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))

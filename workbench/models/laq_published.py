@@ -169,10 +169,10 @@ def _image_and_length(
     fitting = [length for length, layers in CONVOLUTIONS.items() if [kernel for kernel, _, _ in layers] == kernels]
     if not fitting:
         raise ValueError(f"{path}: vq.cnn_encoder has kernels {kernels}, which no known code_seq_len has")
-    grid = (image_size or LAQConfig.model_fields["image_size"].default) // patch
-    length = next((length for length in fitting if length in lengths_of(grid)), None)
-    if length is not None:
-        return image_size or LAQConfig.model_fields["image_size"].default, length
+    size = image_size or LAQConfig.model_fields["image_size"].default
+    length = next((length for length in fitting if length in lengths_of(size // patch)), None)
+    if length is not None and (image_size or size % patch == 0):
+        return size, length
     sizes = {n: patch * max(g for g in range(1, LARGEST_GRID + 1) if n in lengths_of(g)) for n in fitting}
     if image_size is None and len(sizes) == 1:
         return sizes[fitting[0]], fitting[0]

@@ -18,7 +18,7 @@ from workbench.losses import gaussian_kl
 
 DISCARD_BELOW = 0.1
 """A code that was chosen in a smaller share of the batches is unused."""
-REPLACEMENT_NOISE = 0.01
+REPLACEMENT_NOISE = 0.3
 """Standard deviation of the noise on a replaced code, in units of the RMS of the codes it is copied from."""
 
 
@@ -92,12 +92,8 @@ class NSVQ(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, difference: Float[Tensor, "b n d"]) -> Int[Tensor, "b n"]:
-        exact = "donot_use_mm_for_euclid_dist"
-        return (
-            torch.cdist(difference.flatten(0, 1), self.codebook, compute_mode=exact)
-            .argmin(1)
-            .unflatten(0, difference.shape[:2])
-        )
+        distances = torch.cdist(difference, self.codebook[None], compute_mode="donot_use_mm_for_euclid_dist")
+        return distances.argmin(-1)
 
     def lookup(self, indices: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """Entries of the codebook."""
@@ -171,7 +167,8 @@ class FSQ(nn.Module):
     def forward(self, difference: Float[Tensor, "b n d"], noise: None = None) -> LatentAction:
         """Rounded codes, with straight-through gradients."""
         scalars = self.rounding.quantize(self.to_scalars(difference).float())  # (b, n, levels)
-        return LatentAction(difference, self.from_scalars(scalars), self.rounding.codes_to_indices(scalars.detach()))
+        indices = self.rounding.codes_to_indices(scalars.detach()).long()  #    (b, n)
+        return LatentAction(difference, self.from_scalars(scalars), indices)
 
     def lookup(self, indices: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """Codes of indices, the first scalar running fastest."""
