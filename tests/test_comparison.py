@@ -17,11 +17,14 @@ from workbench.comparison import (
     error_table,
     fit_floors,
     paired_verdict,
+    pca_curve,
+    prediction_errors,
     reconstruction_errors,
     smoothness,
 )
 from workbench.datasets.clips import ClipDataset
 from workbench.layers import Posterior
+from workbench.metrics import mse
 from workbench.models.conv_vae import ConvVAE
 from workbench.provenance import file_digest
 
@@ -93,9 +96,24 @@ def test_the_verdict_in_words(vae: list[float], word: str, lower: int) -> None:
     verdict = paired_verdict(errors(VAE=[[value] for value in vae], PCA=[[value] for value in pca]), "VAE", "PCA")
     gain = np.subtract(pca, vae)
     assert verdict == (
-        f"mse of VAE is {word} that of PCA: {np.mean(vae):.5f} against 0.60000, difference {gain.mean():+.5f} ± "
-        f"{gain.std(ddof=1) / math.sqrt(3):.5f} (standard error over 3 clips), lower on {lower} of them; "
+        f"mse of VAE is {word} that of PCA: {np.mean(vae):.5g} against 0.6, difference {gain.mean():+.5g} ± "
+        f"{gain.std(ddof=1) / math.sqrt(3):.5g} (standard error over 3 clips), lower on {lower} of them; "
         "one training seed"
+    )
+
+
+def test_the_verdict_names_the_figure_and_the_unit_and_keeps_small_numbers() -> None:
+    frame = errors(VAE=[[2e-6], [4e-6]], ridge=[[1e-4], [1e-4]]).rename(columns={"mse": "relative_l2"})
+    assert paired_verdict(frame, "VAE", "ridge", "relative_l2", "runs") == (
+        "relative_l2 of VAE is below that of ridge: 3e-06 against 0.0001, difference +9.7e-05 ± 1e-06 "
+        "(standard error over 2 runs), lower on 2 of them; one training seed"
+    )
+
+
+def test_one_group_decides_nothing() -> None:
+    frame = errors(VAE=[[1.0, 3.0]], PCA=[[5.0, 5.0]])
+    assert paired_verdict(frame, "VAE", "PCA", unit="runs") == (
+        "mse of VAE against PCA cannot be decided on one held-out group of runs: 2 against 5"
     )
 
 
@@ -133,9 +151,46 @@ def test_reconstruction_errors_are_those_of_each_sample() -> None:
 
 def test_a_perceptual_distance_adds_its_column() -> None:
     frame = reconstruction_errors(
-        {"dark": lambda x: x - 0.5}, Grouped(4, size=16), 3, CPU, lambda a, b: (a - b).abs().flatten(1).amax(1)
+        {"dark": lambda x: x - 0.5},
+        Grouped(4, size=16),
+        3,
+        CPU,
+        distance=lambda a, b: (a - b).abs().flatten(1).amax(1),
     )
     np.testing.assert_allclose(frame["lpips"], 0.5, rtol=1e-5)
+
+
+def test_prediction_errors_are_of_the_prepared_batch_and_the_datas_own() -> None:
+    data = Grouped(7, size=16)
+    numbered = lambda batch: 0 * batch["x"] + batch["id"].reshape(-1, 1, 1, 1)  # noqa: E731
+    methods = {"itself": lambda batch: batch["x"], "id": numbered}
+    own = lambda x_hat, x: {"most": (x_hat - x).abs().flatten(1).amax(1)}  # noqa: E731
+    frame = prediction_errors(methods, data, 3, CPU, own)
+    assert list(frame.columns) == ["method", "group", "most"]
+    assert (frame[frame["method"] == "itself"]["most"] == 0).all()
+    expected = [float((i - x).abs().max()) for i, x in enumerate(data.x)]
+    np.testing.assert_allclose(frame[frame["method"] == "id"]["most"], expected, rtol=1e-6)
+
+
+def test_the_pca_curve_is_that_of_the_singular_values() -> None:
+    """On the samples it was fitted on, n components leave the squares of the other singular values."""
+    data = Images(21)
+    curve = pca_curve(data, Grouped(21), [3, 1, 20, 21, 500], lambda x_hat, x: {"error": mse(x_hat, x)}, "error")
+    assert list(curve.columns) == ["components", "error"] and curve["components"].tolist() == [0, 1, 3, 20]
+    singular = torch.linalg.svdvals((data.x - data.x.mean(0)).flatten(1)) ** 2
+    expected = [float(singular[n:].sum()) / data.x.numel() for n in (0, 1, 3)]
+    np.testing.assert_allclose(curve["error"][:3], expected, rtol=1e-3)
+    assert curve["error"].iloc[3] < 1e-5
+
+
+def test_the_pca_curve_is_fitted_on_the_training_samples() -> None:
+    train, test = Images(20), Grouped(6, seed=5)
+    curve = pca_curve(train, test, [4], lambda x_hat, x: {"error": mse(x_hat, x)}, "error")
+    assert curve["error"][0] == pytest.approx(float((test.x - train.x.mean(0)).square().mean()), rel=1e-5)
+    basis = torch.linalg.svd((train.x - train.x.mean(0)).flatten(1), full_matrices=False).Vh[:4]
+    centred = (test.x - train.x.mean(0)).flatten(1)
+    left = centred - centred @ basis.T @ basis
+    assert curve["error"][1] == pytest.approx(float(left.square().mean()), rel=1e-3)
 
 
 def test_floors_are_fitted_on_the_split_given() -> None:

@@ -11,9 +11,9 @@ from tiny import QUICK, SETTINGS, Images, Linear, N, conv_vae, sends, stepped, t
 
 from workbench import training
 from workbench.checkpoints import load_checkpoint
+from workbench.listing import describe_run
 from workbench.models.conv_vae import ConvVAE
 from workbench.process import Preempted
-from workbench.listing import describe_run
 from workbench.runs import Run
 from workbench.schedule import TrainConfig, vae_weights
 from workbench.training import NonFiniteError, Trainer

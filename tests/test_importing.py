@@ -5,6 +5,11 @@ import yaml
 
 from workbench.config import ConfigError
 from workbench.importing import import_config
+from workbench.models.hierarchical_vae import HierarchicalVAEConfig
+from workbench.parameters import check, read_file
+from workbench.schedule import TrainConfig, vae_weights
+
+ROOT = Path(__file__).parents[1]
 
 CONDITION = """\
 Common params
@@ -102,6 +107,12 @@ def test_a_whole_configuration_is_carried_over(tmp_path):
         "filters": [1024, 512, 256, 128],
         "large": False,
         "spectral_norm": True,
+        "output_norm": True,
+        "all_codes": False,
+        "kl_weight": 1.0,
+        "kl_weight_start": 1e-4,
+        "kl_rise_from": 0.3,
+        "kl_rise_to": 0.8,
     }
     assert files["03"] == {
         "run": "conditioner",
@@ -205,6 +216,43 @@ def test_a_table_of_conditions_needs_a_header(tmp_path):
     assert files["02"]["conditions"] == "/data/rows.csv" and files["03"]["conditioner"] == "mlp"
     assert (files["03"]["width"], files["03"]["depth"]) == (64, 3)
     assert any("the source's CSV has no header; write the columns' names as its first line" in line for line in lines)
+
+
+WHOLE = "".join(
+    [CONDITION, E2E.format(on=1), "LC_alpha 1000\ne2e_gradient_checkpointing 1\n"]
+    + ["use_enhanced_loss 1\nenhancement_preset small_dataset\nmae_weight 0.5\nhuber_weight 0\nhier_weight 2\n"]
+    + ["perceptual_weight 0.1\nconsistency_weight 0.3\nconsistency_temperature 0.5\nmain_weight 20\n"]
+)
+
+
+@pytest.mark.parametrize(
+    ("condition", "layers"),
+    [
+        ("title\nDim2 7\n", ""),
+        (CONDITION, "16 32 64"),
+        (CONDITION, "16 4"),
+        (CONDITION.replace("/images", "rows.csv").replace("image\t#", "csv\t#"), "64 64 64"),
+        (CONDITION + "use_pca 1\npca_components 20\n", ""),
+        (CONDITION + "Dim3_start 100\nDim3_end 300\n", ""),
+        (WHOLE, "16 32"),
+    ],
+)
+def test_what_is_written_fits_the_notebooks(tmp_path, condition, layers):
+    """Every parameter is there, of its type, in range, and of the kind of data that it is written for."""
+    imported(tmp_path, condition, layers)
+    for path in sorted((tmp_path / "params" / "mine").iterdir()):
+        notebook, values = ROOT / "notebooks" / f"{path.stem}.ipynb", read_file(path)
+        resolved = check(notebook, values, str(path))
+        assert {name: resolved[name] for name in values} == values
+
+
+def test_what_is_written_for_the_model_is_the_published_one(tmp_path):
+    files, _ = imported(tmp_path, CONDITION)
+    config = HierarchicalVAEConfig.pick(files["02"] | {"nodes": 3, "steps": 4, "filters": [4, 2]})
+    assert (config.output_norm, config.all_codes, config.spectral_norm, config.large) == (True, False, True, False)
+    weights = vae_weights(TrainConfig.pick(files["02"]), ("huber", "kl", "kl_levels"))
+    assert weights(0.3) == {"huber": 1e8, "kl": 1e-4, "kl_levels": 1e-4}
+    assert weights(0.8) == {"huber": 1e8, "kl": 1.0, "kl_levels": 1.0}
 
 
 # --- what is not ---

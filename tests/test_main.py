@@ -53,12 +53,40 @@ def test_an_override_without_a_value(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().err == "-p lr: must read key=value\n-p n: must read key=value\n"
 
 
+def test_import_config_writes_the_folder_and_names_what_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    condition, preset, out = tmp_path / "condition.txt", tmp_path / "preset.txt", tmp_path / "params" / "mine"
+    condition.write_text("title\nDim1 484\nDim2 200\nTraining_epochs 12\n")
+    preset.write_text("names\n3\n0\n64 32\n16 4\n")
+    assert main(["import-config", str(condition), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"Dim1=484 ({condition}, line 2): the number of runs is read off the data",
+        f"parameter files of notebooks 01 to 04 are in {out}",
+    ]
+    assert "epochs: 12  # Training_epochs\n" in (out / "02_train_vae.yaml").read_text()
+    assert main(["import-config", str(condition), str(preset), "--out", str(tmp_path / "other")]) == 0
+    assert "filters: [64, 32]" in (tmp_path / "other" / "02_train_vae.yaml").read_text()
+
+
+def test_import_config_refuses_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    condition, out = tmp_path / "condition.txt", tmp_path / "mine"
+    condition.write_text("title\nBatchsize 16\n")
+    assert main(["import-config", str(condition), "--out", str(out)]) == 1
+    output = capsys.readouterr()
+    assert output.err == f"unknown key 'Batchsize' in {condition}, line 2: did you mean 'Batch_size'?\n"
+    assert output.out == "" and not out.exists()
+    assert main(["import-config", str(tmp_path / "gone.txt"), "--out", str(out)]) == 1
+    assert capsys.readouterr().err == f"{tmp_path}/gone.txt: cannot be read: No such file or directory\n"
+
+
 def test_doctor_looks_at_the_outputs_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["doctor"]) == 0
     assert f"ok       {tmp_path}/outputs can be written" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"]])
+@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"], ["import-config"], ["import-config", "condition.txt"]])
 def test_a_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -7,13 +7,24 @@ from typing import Any
 import nbformat
 import pytest
 
+from workbench.ablation import ARMS
+from workbench.augmentation import AugmentConfig
+from workbench.conditioning import ConditioningConfig
 from workbench.config import ConfigError
-from workbench.parameters import CONFIGS, TYPES, Parameter, check, declared, read_file, resolve
+from workbench.datasets.clips import ClipsConfig
+from workbench.datasets.fields import SimulationConfig
+from workbench.datasets.opening import DataKind
+from workbench.models.conv_vae import ConvVAEConfig
+from workbench.models.hierarchical_vae import HierarchicalVAESettings
+from workbench.parameters import CONFIGS, OF_KIND, TYPES, Parameter, check, declared, read_file, resolve
+from workbench.schedule import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FILES = sorted((ROOT / "params").rglob("*.yaml"))
-VAE = ROOT / "notebooks" / "02_train_vae.ipynb"
+INSPECT, VAE, CONDITIONER = (
+    ROOT / "notebooks" / f"{name}.ipynb" for name in ("01_inspect_data", "02_train_vae", "03_train_conditioner")
+)
 
 
 def notebook(folder: Path, parameters: str, name: str = "n.ipynb") -> Path:
@@ -68,7 +79,8 @@ def test_every_parameter_has_a_type_a_default_and_a_help(path: Path) -> None:
 def test_parameters_agree_with_the_settings_they_go_into(path: Path) -> None:
     parameters = declared(path)
     assert path.stem in CONFIGS, "a notebook whose ranges nobody checks"
-    for config in CONFIGS[path.stem]:
+    kinds = OF_KIND.get(path.stem, {})
+    for config in (*CONFIGS[path.stem], *(config for classes in kinds.values() for config in classes)):
         shared = config.model_fields.keys() & parameters.keys()
         assert shared, f"{config.__name__} has nothing to do with {path.stem}"
         for name in shared:
@@ -81,10 +93,67 @@ def test_parameters_agree_with_the_settings_they_go_into(path: Path) -> None:
 
 
 def test_every_training_and_model_setting_can_be_set_in_the_notebook() -> None:
-    """Nothing of TrainConfig is out of reach; a setting that only code can change would not be recorded."""
-    from workbench.schedule import TrainConfig
+    """Nothing is out of reach; a setting that only code can change would not be recorded."""
+    configs = {config for classes in OF_KIND["02_train_vae"].values() for config in classes} | {TrainConfig}
+    assert {HierarchicalVAESettings, AugmentConfig, SimulationConfig, ConvVAEConfig, ClipsConfig} < configs
+    fields = {name for config in configs for name in config.model_fields}
+    assert fields - declared(VAE).keys() == {"pair_offset", "in_channels"}, "these a VAE of frames has no use for"
 
-    assert TrainConfig.model_fields.keys() - declared(VAE).keys() == set()
+
+def test_every_setting_of_a_conditioner_can_be_set_in_the_notebook() -> None:
+    known = declared(CONDITIONER).keys()
+    assert ConditioningConfig.model_fields.keys() - known == set()
+    vae_only = {"recon_weight", "kl_weight", "kl_weight_start", "kl_rise_from", "kl_rise_to"}
+    assert TrainConfig.model_fields.keys() - known == vae_only | {"channels_last", "compile"}
+
+
+def test_parameters_of_one_name_mean_the_same_in_all_notebooks() -> None:
+    """What 01 and 02 say of the data has the same type and the same help."""
+    one, other = declared(INSPECT), declared(VAE)
+    shared = DataKind.model_fields.keys() | ClipsConfig.model_fields.keys() | SimulationConfig.model_fields.keys()
+    shared &= one.keys()
+    assert len(shared) > 20 and {name: one[name] for name in shared} == {name: other[name] for name in shared}
+
+
+# --- kinds of data ---
+
+
+@pytest.mark.parametrize(
+    ("notebook", "text", "wrong"),
+    [
+        ("01_inspect_data", "data_kind: simulation\nimage_size: 128", "image_size=128 has simulation"),
+        ("01_inspect_data", "data_kind: clips\nscaling: global", "scaling='global' has clips"),
+        ("01_inspect_data", "conditions: c.csv\nnode_end: 5", "node_end=5; conditions='c.csv' has clips"),
+        ("02_train_vae", "data_kind: simulation\nhidden_dims: [8, 8]", "hidden_dims=[8, 8] has simulation"),
+        ("02_train_vae", "data_kind: clips\nfilters: [8, 4]", "filters=[8, 4] has clips"),
+        ("02_train_vae", "recon_loss: mae", "recon_loss='mae' has clips"),
+        ("02_train_vae", "augment_noise: 0.1", "augment_noise=0.1 has clips"),
+        ("02_train_vae", "data_kind: simulation\nclip_length: 4", "clip_length=4 has simulation"),
+    ],
+)
+def test_a_value_for_another_kind_of_data_is_refused(notebook: str, text: str, wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        check(ROOT / "notebooks" / f"{notebook}.ipynb", read_file(tmp_path / "f.yaml"), "f.yaml")
+    names, kind = wrong.split(" has ")
+    rule = f"has no meaning for data_kind={kind!r}; leave it out, or set data_kind"
+    assert str(caught.value).splitlines() == [f"{name} in f.yaml: {rule}" for name in names.split("; ")]
+
+
+@pytest.mark.parametrize("path", [ROOT / "notebooks" / f"{name}.ipynb" for name in OF_KIND], ids=lambda p: p.stem)
+def test_what_two_kinds_share_and_defaults_written_out_are_no_value_for_another_kind(path: Path) -> None:
+    defaults = {name: parameter.default for name, parameter in declared(path).items()}
+    for kind in ("clips", "simulation"):
+        check(path, defaults | {"data_kind": kind, "val_fraction": 0.3, "split_seed": 5}, "f.yaml")
+    with pytest.raises(ConfigError, match="^data_kind='clisp' in f.yaml: must be 'clips' or 'simulation'$"):
+        check(path, {"data_kind": "clisp"}, "f.yaml")
+
+
+def test_only_the_settings_of_the_kind_have_to_fit_each_other() -> None:
+    """image_size must be divisible by 2 ** len(hidden_dims) for images alone."""
+    assert check(VAE, {"data_kind": "simulation", "filters": [8, 4], "node_end": 7}, "f.yaml")["node_end"] == 7
+    with pytest.raises(ConfigError, match="^filters=.8. in f.yaml: must|^filters=.* at least 2 entries"):
+        check(VAE, {"data_kind": "simulation", "filters": [8]}, "f.yaml")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -212,6 +281,21 @@ def test_a_wrong_line_is_named_with_its_rule(text: str, message: str, tmp_path: 
         ("04_interpolate_latents", "steps: 1", "steps=1 in f.yaml: must be at least 2"),
         ("01_inspect_data", "offsets: []", "offsets=[] in f.yaml: must have at least 1 entry"),
         ("01_inspect_data", "offsets: [1, 0]", "offsets[1]=0 in f.yaml: must be at least 1"),
+        ("01_inspect_data", "components: [0]", "components[0]=0 in f.yaml: must be at least 1"),
+        ("03_train_conditioner", "mode: e2e", "mode='e2e' in f.yaml: must be 'latent' or 'end_to_end'"),
+        ("03_train_conditioner", "seeds: 0", "seeds=0 in f.yaml: must be at least 1"),
+        ("03_train_conditioner", "noise: -0.1", "noise=-0.1 in f.yaml: must be at least 0"),
+        ("03_train_conditioner", "floor_samples: 1", "floor_samples=1 in f.yaml: must be at least 2"),
+        (
+            "03_train_conditioner",
+            "mae_weight: -0.5",
+            "mae_weight=-0.5 in f.yaml: must be at least 0, or -1.0 for the weight of preset 'none'",
+        ),
+        (
+            "03_train_conditioner",
+            "main_weight: 0.0\nhier_weight: 0.0",
+            "main_weight=0.0 with hier_weight=0.0 in f.yaml: one of them must be more than 0",
+        ),
     ],
 )
 def test_other_notebooks_are_checked_before_they_start(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -219,6 +303,13 @@ def test_other_notebooks_are_checked_before_they_start(name: str, text: str, mes
     with pytest.raises(ConfigError) as caught:
         check(ROOT / "notebooks" / f"{name}.ipynb", read_file(tmp_path / "f.yaml"), "f.yaml")
     assert str(caught.value) == message
+
+
+def test_an_unknown_arm_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(CONDITIONER, {"arms": ["latent", "balance"]}, "f.yaml")
+    assert str(caught.value).startswith("arms[1]='balance' in f.yaml: must be 'latent', 'end_to_end', 'robust_terms',")
+    assert check(CONDITIONER, {"arms": list(ARMS)}, "f.yaml")["arms"] == list(ARMS)
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,48 @@ def test_histogram_of_values_gives_each_its_own_shares_on_shared_bins() -> None:
         assert step.values.sum() == pytest.approx(1)
 
 
+def test_pca_curve_stands_beside_the_mean_sample() -> None:
+    fig = plots.pca_curve([0, 1, 4, 16], torch.tensor([0.9, 0.5, 0.2, 0.01]), "error of the field [1]")
+    assert_reads_well(fig, 1)
+    ax = fig.axes[0]
+    curve, mean = ax.lines
+    np.testing.assert_allclose(curve.get_xydata(), [[0, 0.9], [1, 0.5], [4, 0.2], [16, 0.01]], rtol=1e-6)
+    assert list(mean.get_ydata()) == pytest.approx([0.9, 0.9]) and texts(ax.get_legend()) == ["PCA", "mean sample"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "1", "4", "16"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("components [numbers per sample]", "error of the field [1]")
+
+
+@pytest.mark.parametrize(("n", "panels"), [(1, 1), (2, 2), (4, 4), (5, 8)])
+def test_error_over_conditions_has_one_panel_per_condition(n: int, panels: int) -> None:
+    conditions = {f"condition {i} [mm]": random(6, seed=i) for i in range(n)}
+    errors = pd.Series([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    fig = plots.error_over_conditions(conditions, errors, "relative L2 [1]")
+    fig.draw_without_rendering()
+    shown = [ax for ax in fig.axes if ax.get_visible()]
+    assert len(fig.axes) == panels and [ax.get_xlabel() for ax in shown] == list(conditions)
+    for ax, values in zip(shown, conditions.values(), strict=True):
+        np.testing.assert_allclose(ax.collections[0].get_offsets(), np.stack([values, errors], 1), rtol=1e-6)
+        assert ax.get_yscale() == "log"
+    assert fig.get_supylabel() == "relative L2 [1]"
+
+
+def test_arms_draws_every_training_and_the_mean() -> None:
+    rows = pd.DataFrame(
+        {"arm": ["latent", "end_to_end"] * 2, "error": [0.4, 0.1, 0.6, 0.3], "latent_error": [1.0, 2.0, 3.0, 4.0]}
+    )
+    fig = plots.arms(rows, {"error": "error [1]", "latent_error": "error of the codes [1]"})
+    assert_reads_well(fig, 2)
+    for ax, column in zip(fig.axes, ("error", "latent_error"), strict=True):
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx(
+            [rows[column][rows["arm"] == arm].mean() for arm in ("latent", "end_to_end")]
+        )
+        for i, (points, arm) in enumerate(zip(ax.collections, ("latent", "end_to_end"), strict=True)):
+            np.testing.assert_allclose(points.get_offsets(), [[v, i] for v in rows[column][rows["arm"] == arm]])
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["latent", "end_to_end"]
+    assert [ax.get_xlabel() for ax in fig.axes] == ["error [1]", "error of the codes [1]"]
+    assert fig.axes[0].yaxis_inverted() and fig.axes[0].get_xlim()[0] == 0
+
+
 # --- latent space ---
 
 

@@ -14,8 +14,8 @@ from tiny import PER_EPOCH, STEPS, Dies, Images, N, assert_same, conv_vae, metri
 
 from workbench import checkpoints, training
 from workbench.checkpoints import load_checkpoint
-from workbench.process import PREEMPTED_EXIT, Preempted
 from workbench.listing import describe_run
+from workbench.process import PREEMPTED_EXIT, Preempted
 from workbench.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

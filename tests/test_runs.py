@@ -11,12 +11,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from workbench.checkpoints import CheckpointError, save_checkpoint, save_model
+from workbench.checkpoints import CheckpointError, load_safetensors, save_checkpoint, save_model
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.progress import STATUS_VARIABLE, write_status
-from workbench.listing import describe_run, table_of_runs
 from workbench.runs import (
-    STALE_SECONDS,
     Run,
     RunError,
     differences,
@@ -199,6 +197,44 @@ def test_a_run_in_use_is_refused_and_freed_by_a_kill(tmp_path: Path) -> None:
         assert f"process {os.getpid()} on " in (run.path / "run.lock").read_text()
 
 
+def test_tensors_are_stored_beside_the_configuration(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    run.store("scaling", {})
+    assert not (run.path / "scaling.safetensors").exists(), "a file of nothing"
+    tensors = {"offset": torch.tensor([1.5, -2.0]), "scale": torch.ones(2, 3)}
+    for factor in (1, 2):
+        run.store("scaling", {name: factor * value for name, value in tensors.items()})
+        stored = load_safetensors(run.path / "scaling.safetensors")
+        assert stored.keys() == tensors.keys()
+        assert all(torch.equal(stored[name], factor * value) for name, value in tensors.items())
+    assert {path.name for path in run.path.iterdir()} == {"config.json", "scaling.safetensors"}
+
+
+def test_a_part_is_a_run_inside_a_run(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    before = os.environ[STATUS_VARIABLE]
+    part = run.part("latent-0", mode="latent", seed=0)
+    assert part.path == run.path / "parts" / "latent-0" and not part.trained
+    assert part.config["parameters"] == {"mode": "latent", "seed": 0}
+    assert part.config["versions"] == run.config["versions"]
+    assert os.environ[STATUS_VARIABLE] == before, "the run that is going on is the outer one"
+    part.record(model={"kind": "mlp_conditioner"})
+    content = (part.path / "config.json").read_bytes()
+    assert run.part("latent-0", mode="latent", seed=0) == part
+    assert (part.path / "config.json").read_bytes() == content
+    with pytest.raises(
+        RunError, match=r"parts/latent-0 holds a run of another configuration:\n  seed: 0 there, 1 here"
+    ):
+        run.part("latent-0", mode="latent", seed=1)
+    assert run.part("latent-1", mode="latent", seed=1).path != part.path
+
+
+def test_a_part_that_had_recorded_nothing_begins_with_other_settings(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    run.part("a", seed=0)
+    assert run.part("a", seed=1).config["parameters"] == {"seed": 1}
+
+
 # --- loading ---
 
 
@@ -243,60 +279,3 @@ def test_find_run_lists_what_there_is(tmp_path: Path) -> None:
     assert find_run("demo", "a", tmp_path) == path
     with pytest.raises(RunError, match="no run 'vae' in .*; it has a, b: train it first"):
         find_run("demo", "vae", tmp_path)
-
-
-# --- the table of runs ---
-
-
-def test_states_of_a_run(tmp_path: Path) -> None:
-    run = open_run(PARAMETERS, tmp_path)
-    assert describe_run(run.path) == {
-        "run": "demo/vae",
-        "model": "",
-        "data": "pushing",
-        "state": "begun",
-        "time": "",
-        "figures": "",
-    }
-    write_status("running", what="training", done=3, total=8)
-    assert describe_run(run.path)["state"] == "running training 3/8"
-    write_status("running", what="training", done=3, total=8, updated=time.time() - STALE_SECONDS - 1)
-    assert describe_run(run.path)["state"] == "stopped training 3/8", "a heartbeat that has ceased"
-    write_status("stopped", what="training", done=5, total=8, reason="(Preempted)")
-    assert describe_run(run.path)["state"] == "stopped training 5/8 (Preempted)"
-    run.record(model={"kind": "conv_vae"}, data={"name": "cockatoo", "fingerprint": "f"})
-    run.finish(mse=0.012345, psnr=20.5, active=3, verdicts=["good"])
-    row = describe_run(run.path)
-    assert (row["model"], row["data"], row["state"]) == ("conv_vae", "cockatoo", "finished")
-    assert row["figures"] == "mse 0.01235  psnr 20.5"
-
-
-def test_the_time_of_a_run(tmp_path: Path) -> None:
-    run = open_run(PARAMETERS, tmp_path)
-    run.finish()
-    for name, entry, value in (
-        ("config", "started", "2026-01-01T10:00:00"),
-        ("summary", "finished", "2026-01-01T13:04:05"),
-    ):
-        path = run.path / f"{name}.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
-    assert describe_run(run.path)["time"] == "3:04:05"
-
-
-def test_the_table_holds_every_run_and_survives_a_damaged_one(tmp_path: Path) -> None:
-    open_run(PARAMETERS, tmp_path).finish(mse=0.5)
-    broken = open_run(PARAMETERS | {"run": "broken"}, tmp_path)
-    (broken.path / "status.json").write_text("{")
-    open_run(PARAMETERS | {"experiment": "layouts/one", "run": "a"}, tmp_path)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "config.json").write_text("{}")
-    table = table_of_runs(tmp_path).set_index("run")
-    assert list(table.index) == ["demo/broken", "demo/vae", "layouts/one/a"]
-    assert table.loc["demo/vae", "state"] == "finished" and table.loc["layouts/one/a", "state"] == "begun"
-    assert f"{broken.path}/status.json: damaged" in table.loc["demo/broken", "state"]
-
-
-def test_the_table_of_nothing(tmp_path: Path) -> None:
-    assert len(table_of_runs(tmp_path)) == 0
-    with pytest.raises(RunError, match=f"{tmp_path}/none: no such folder"):
-        table_of_runs(tmp_path / "none")

@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         if args.command == "import-config":
             from workbench.importing import import_config
 
-            print("\n".join(import_config(args.condition, args.preset, args.out)))
+            lines = import_config(args.condition, args.preset, args.out)
+            print("\n".join([*lines, f"parameter files of notebooks 01 to 04 are in {args.out}"]))
             return 0
         if args.command == "runs":
             table = table_of_runs(args.folder or outputs_root())

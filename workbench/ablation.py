@@ -48,12 +48,12 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("the robust terms lower the validation error of codes", "robust_terms", "val_latent_error", 15, 20),
+    Claim("the robust terms lower the validation error of codes", "robust_terms", "val_latent_error", 15.0, 20.0),
     Claim(
-        "the perceptual term lowers the validation error of the codes", "perceptual_term", "val_latent_error", 10, 15
+        "the perceptual term lowers the validation error of codes", "perceptual_term", "val_latent_error", 10.0, 15.0
     ),
-    Claim("the consistency term lowers the error of codes under noise", "consistency_term", "noisy_error", 20, 25),
-    Claim("all terms together lengthen an epoch", "balanced", "seconds_per_epoch", -35, -30),
+    Claim("the consistency term lowers the error of codes under noise", "consistency_term", "noisy_error", 20.0, 25.0),
+    Claim("all terms together lengthen an epoch", "balanced", "seconds_per_epoch", -35.0, -30.0),
 )
 
 

@@ -222,10 +222,9 @@ def pca_curve(train: Dataset, test: Dataset, components: Sequence[int], errors: 
     x = torch.cat([batch["x"] for batch in batches(train, 256, device)])
     allowed = sorted({0, *(n for n in components if n < min(len(x), x[0].numel()))})
     pca = fit_pca(lambda: [x], max(allowed[-1], 1))
-    methods = {n: partial(_projected, pca, n) for n in allowed}
-    found = reconstruction_errors(methods, test, 256, device, errors)
-    means = found.groupby("method")[error].mean()
-    return pd.DataFrame({"components": means.index, error: means.to_numpy()})
+    methods = {str(n): partial(_projected, pca, n) for n in allowed}
+    table = error_table(reconstruction_errors(methods, test, 256, device, errors))
+    return pd.DataFrame({"components": allowed, error: table.loc[list(methods), error].to_numpy()})
 
 
 def _projected(pca: PCA, n: int, x: Tensor) -> Tensor:

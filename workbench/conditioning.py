@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
@@ -82,6 +82,13 @@ class ConditioningConfig(Config):
     consistency_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """What the predictions are divided by in that difference."""
 
+    @model_validator(mode="after")
+    def _weighted(self) -> "ConditioningConfig":
+        if self.main_weight == 0 and self.hier_weight == 0:
+            raise ValueError("main_weight=0.0 with hier_weight=0.0: one of them must be more than 0")
+        _ = self.enhanced  # refuses weights out of range
+        return self
+
     @property
     def enhanced(self) -> Enhancement:
         """Weights of the enhanced losses, the preset's where none is given."""
@@ -93,10 +100,12 @@ def build_conditioner(config: ConditioningConfig, vae: nn.Module, condition: Flo
     """A freshly initialised conditioner for the conditions of a sample and the latents of a VAE.
 
     Raises:
-        ValueError: rows of numbers for a CNN, or pictures for an MLP.
+        ValueError: rows of numbers for a CNN, or pictures for an MLP; no weight on the only latent.
     """
     main, *hier = vae.latent_layout.shapes.values()
     shared = {"main_dim": int(np.prod(main)), "hier_dim": int(sum(np.prod(shape) for shape in hier))}
+    if not shared["hier_dim"] and not config.main_weight:
+        raise ValueError("main_weight=0: the VAE has no hierarchical codes, so nothing would be trained; raise it")
     shared |= {"width": config.width, "depth": config.depth, "dropout": config.dropout}
     shape, picture = tuple(condition.shape), condition.dim() == 3
     if picture != (config.conditioner == "cnn"):
@@ -190,8 +199,9 @@ class Conditioning:
     def features(self) -> FeatureNetworks:
         """The networks of the perceptual term, on the conditioner's device."""
         sizes = self.conditioner.config
-        networks = FeatureNetworks(sizes.main_dim, sizes.hier_dim)
-        return networks.to(self.conditioner.code_mean.device)
+        with torch.inference_mode(False):  # first used in a validation, their weights must serve a training too
+            networks = FeatureNetworks(sizes.main_dim, sizes.hier_dim)
+            return networks.to(self.conditioner.code_mean.device)
 
     def predict(self, batch: Batch) -> Tensor:
         """The sample that the decoder makes of the condition."""
@@ -250,7 +260,10 @@ class Conditioning:
         if weights.perceptual_weight:
             terms["perceptual"] = self.features(predicted, target)
         if weights.consistency_weight:
-            noisy = augment_condition(batch["condition"], self.config.consistency_noise, self.conditioner.condition_std)
+            # evaluated on the same noise every time, whatever was drawn before
+            drawn = None if self.conditioner.training else torch.Generator().manual_seed(0)
+            std = self.conditioner.condition_std
+            noisy = augment_condition(batch["condition"], self.config.consistency_noise, std, drawn)
             terms["consistency"] = consistency(predicted, self.conditioner(noisy), self.config.consistency_temperature)
         return terms
 

@@ -34,15 +34,20 @@ def _duration(config: Mapping[str, Any], summary: Mapping[str, Any], status: Map
 
 
 def table_of_runs(root: Path) -> pd.DataFrame:
-    """Every run below a folder: run, model, data, state, time, figures.
+    """Every run below a folder: run, model, data, state, time, figures; parts of a run are not listed.
 
     Raises:
         RunError: the folder is absent.
     """
     if not root.is_dir():
         raise RunError(f"{root}: no such folder")
-    rows = [_row(path.parent, root) for path in sorted(root.rglob("config.json"))]
+    rows = [_row(path.parent, root) for path in sorted(root.rglob("config.json")) if not _is_part(path.parent)]
     return pd.DataFrame([row for row in rows if row], columns=["run", "model", "data", "state", "time", "figures"])
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a folder is one of several trainings inside a run, see `Run.part`."""
+    return path.parent.name == "parts" and (path.parents[1] / "config.json").exists()
 
 
 def _row(path: Path, root: Path) -> dict[str, str] | None:

@@ -259,7 +259,7 @@ class Trainer:
 
     def _not_finite(self, row: Mapping[str, float], samples: np.ndarray) -> str:
         values = ", ".join(f"{name}={value:g}" for name, value in row.items())
-        names = ", ".join(self.train_set.name(i) for i in samples[:NAMED_SAMPLES])
+        names = ", ".join(self.train_set.name(int(i)) for i in samples[:NAMED_SAMPLES])
         more = f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else ""
         return (
             f"step {self.step + 1} is not finite ({values}); its samples are {names}{more}; the last good checkpoint "

@@ -163,6 +163,9 @@ def test_noise_is_in_units_of_each_column_or_channel(shape: tuple[int, ...]) -> 
     axes = [axis for axis in range(len(shape)) if axis != 1]
     torch.testing.assert_close(noisy.std(axes), 0.1 * std, rtol=0.05, atol=0)
     assert torch.equal(augment_condition(condition + 1, 0.0, std), condition + 1)
+    state = torch.get_rng_state()
+    drawn = [augment_condition(condition, 0.1, std, torch.Generator().manual_seed(2)) for _ in range(2)]
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], condition) and torch.equal(torch.get_rng_state(), state)
 
 
 # --- presets ---

@@ -20,7 +20,7 @@ from workbench.datasets.cutting import cut_clips, sample_slots
 from workbench.datasets.frames import DataError
 from workbench.datasets.labels import UNLISTED, read_actions, read_conditions, read_labels
 from workbench.datasets.loading import Batch
-from workbench.datasets.splits import SPLITS, hash_split, mix_array
+from workbench.datasets.splits import SPLITS, digest_of, hash_split, mix_array
 from workbench.datasets.synthetic import write_pushing
 from workbench.metrics import image_errors, mse
 from workbench.paths import outputs_root, resolve
@@ -248,6 +248,11 @@ class Clips:
         for array in (self.length, self.group, self.split_of, self.conditions):
             digest.update(b"" if array is None else np.ascontiguousarray(array))
         return digest.hexdigest()
+
+    @property
+    def condition_fingerprint(self) -> str:
+        """Hash of the conditions of all frames; empty where there are none."""
+        return "" if self.conditions is None else digest_of(self.condition_names, self.conditions)
 
     def split(self, name: str) -> ClipDataset:
         """The samples of `train`, `val` or `test`.

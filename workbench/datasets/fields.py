@@ -21,7 +21,7 @@ from workbench.datasets.conditions import check_constant
 from workbench.datasets.frames import DataError
 from workbench.datasets.loading import Batch
 from workbench.datasets.scaling import describe_fields, file_stamp, fit_scaling, stamp_name
-from workbench.datasets.splits import SPLITS, hash_split, stable_hash
+from workbench.datasets.splits import SPLITS, digest_of, hash_split, stable_hash
 from workbench.field_plots import FieldRaster, field_grid, field_views
 from workbench.metrics import field_errors, fit_pca
 from workbench.paths import outputs_root, resolve
@@ -219,6 +219,11 @@ class Simulations:
     def condition_names(self) -> list[str]:
         """Names of the conditions that are numbers."""
         return [] if self.conditions is None else self.conditions.names
+
+    @property
+    def condition_fingerprint(self) -> str:
+        """Hash of the conditions of all runs; empty where there are none."""
+        return "" if self.conditions is None else digest_of(self.conditions.names, self.conditions.values)
 
     @property
     def field_label(self) -> str:

@@ -4,7 +4,7 @@ A sample's side depends on its group's name and the seed alone, so that adding d
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -50,6 +50,13 @@ def stable_hash(names: Iterable[str | bytes]) -> np.ndarray:
     """A non-negative 63-bit hash of each name: the same on every machine and in every process."""
     digests = (hashlib.blake2b(n.encode() if isinstance(n, str) else n, digest_size=8).digest() for n in names)
     return (np.frombuffer(b"".join(digests), "<u8") >> np.uint64(1)).astype(np.int64)
+
+
+def digest_of(names: Sequence[str], values: np.ndarray) -> str:
+    """Hash of the names and values of some columns."""
+    digest = hashlib.blake2b(repr(list(names)).encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()
 
 
 def hash_split(groups: np.ndarray, seed: int, val_fraction: float, test_fraction: float) -> np.ndarray:

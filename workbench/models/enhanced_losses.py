@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import cosine_similarity, gelu, linear
 
 from workbench.config import Config, ConfigError, nearest
@@ -145,14 +145,17 @@ def consistency(
 
 
 def augment_condition(
-    condition: Float[Tensor, "b c ..."], noise: float, std: Float[Tensor, " c"]
+    condition: Float[Tensor, "b c ..."], noise: float, std: Float[Tensor, " c"], generator: Generator | None = None
 ) -> Float[Tensor, "b c ..."]:
-    """Conditions with independent normal noise on each number or pixel, from torch's default generator.
+    """Conditions with independent normal noise on each number or pixel.
 
     Args:
         condition: Rows (b, c) in physical units, or images (b, c, h, w) in [0, 1]; noisy pixels may leave that range.
         noise: Standard deviation of the noise, in units of `std`.
         std: Of each column, or of each channel: the conditioner's `condition_std`.
+        generator: On the CPU; torch's default generator of the conditions' device where None.
     """
     scale = std if condition.dim() == 2 else rearrange(std, "c -> c 1 1")
-    return condition + noise * scale * torch.randn_like(condition)
+    if generator is None:
+        return condition + noise * scale * torch.randn_like(condition)
+    return condition + noise * scale * torch.randn(condition.shape, generator=generator).to(condition)
