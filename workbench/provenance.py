@@ -42,8 +42,8 @@ def check_same_data(path: Path, config: Mapping[str, Any], fingerprint: str) -> 
     if trained != fingerprint:
         raise RunError(
             f"{path} was trained on other data or another split (fingerprint {trained}, now {fingerprint}): put the "
-            "data back as they were, or train a run on them. Conditions that bring ids of their own make another split: "
-            "give them when the VAE is trained"
+            "data back as they were, or train a run on them (conditions that bring ids of their own make another "
+            "split: give them when the VAE is trained)"
         )
 
 

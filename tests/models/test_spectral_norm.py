@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from workbench.models.hierarchical_vae import HierarchicalVAE, HierarchicalVAEConfig, Quotient, spectral_norm
+from workbench.models.hierarchical_vae import HierarchicalVAE, HierarchicalVAEConfig
+from workbench.models.spectral_norm import Quotient, spectral_norm
 
 SMALL = HierarchicalVAEConfig(nodes=5, steps=4, latent_dim=3, hier_latent_dim=2, filters=[6, 4, 3])
 

@@ -18,9 +18,9 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from workbench.config import Config
+from workbench.models.spectral_norm import spectral_norm
 
 COLLAPSED = 1e-8
 GRID = 4

@@ -8,7 +8,7 @@ and leaves it unread); without `output_norm` no norm stands before the last tanh
 every field the same mean and spread.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -16,17 +16,15 @@ from einops.layers.torch import Rearrange
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.parametrize import register_parametrization
 
 from workbench.config import Config
 from workbench.layers import LatentLayout, Posterior
 from workbench.losses import ERRORS, residual_kl
+from workbench.models.spectral_norm import spectral_norm
 
 RESIDUAL_WEIGHT = 0.1
 EXPANSION = 5
-FIRST_ITERATIONS = 15
 
 
 class HierarchicalVAESettings(Config):
@@ -99,65 +97,6 @@ class Residual(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b c t"]:
         return x + RESIDUAL_WEIGHT * self.branch(x)
-
-
-class Quotient(torch.autograd.Function):
-    """W / sigma, where sigma = u W v with u and v as constants. Its gradient reads W twice; that of plain autograd
-    takes nine passes over W, most of them into new memory, which for wide layers is a fifth of a training step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        sigma = torch.dot(u, torch.mv(weight, v))
-        ctx.save_for_backward(weight, u, v, sigma)
-        return weight / sigma
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        weight, u, v, sigma = ctx.saved_tensors
-        along = torch.dot(grad.flatten(), weight.flatten()) / sigma.square()
-        return (grad / sigma).addr_(u, -along * v), None, None
-
-
-class SpectralNorm(nn.Module):
-    """Divides a weight by its largest singular value, which one step of the power iteration follows in training.
-
-    Paper: Miyato et al. 2018 (arXiv 1802.05957). Buffers, random draws and values are those of
-    `torch.nn.utils.parametrizations.spectral_norm`; it is faster, and float32 under autocast on every device.
-
-    Args:
-        weight: Its output channels are along `dim`.
-    """
-
-    def __init__(self, weight: Tensor, dim: int) -> None:
-        super().__init__()
-        self.dim = dim
-        matrix = weight.detach().movedim(dim, 0).flatten(1)
-        u, v = (F.normalize(torch.randn_like(matrix.select(axis, 0)), dim=0) for axis in (1, 0))
-        self.register_buffer("_u", u)
-        self.register_buffer("_v", v)
-        self._iterate(matrix, FIRST_ITERATIONS)
-
-    @torch.no_grad()
-    def _iterate(self, matrix: Float[Tensor, "o i"], times: int) -> None:
-        for _ in range(times):
-            self._u.copy_(F.normalize(torch.mv(matrix, self._v), dim=0))
-            self._v.copy_(F.normalize(torch.mv(matrix.T, self._u), dim=0))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        moved = weight.movedim(self.dim, 0)
-        with torch.autocast(weight.device.type, enabled=False):
-            if self.training:
-                self._iterate(moved.flatten(1), 1)
-            normed = Quotient.apply(moved.flatten(1), self._u.clone(), self._v.clone())
-        return normed.unflatten(1, moved.shape[1:]).movedim(0, self.dim)
-
-
-def spectral_norm(module: nn.Module) -> None:
-    """Register a SpectralNorm of the weight of a linear or convolution layer."""
-    dim = 1 if isinstance(module, nn.ConvTranspose1d) else 0
-    register_parametrization(module, "weight", SpectralNorm(module.weight, dim))
 
 
 def expand(d: int, channels: int, steps: int) -> nn.Sequential:
