@@ -36,7 +36,7 @@ class TrainConfig(Config):
     lr_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate after every epoch, of the exponential schedule."""
     warmup_epochs: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Epochs in which the learning rate rises linearly from 0."""
+    """Epochs in which the learning rate rises linearly from 0; a shorter training ends on the way."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Decoupled weight decay per step and unit of the learning rate."""
     patience: int = Field(0, ge=0)
@@ -74,8 +74,6 @@ class TrainConfig(Config):
     def _in_order(self) -> "TrainConfig":
         if self.kl_rise_from > self.kl_rise_to:
             raise ValueError(f"kl_rise_from={self.kl_rise_from}: must be at most kl_rise_to={self.kl_rise_to}")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs:g}: must be at most epochs={self.epochs}")
         return self
 
 

@@ -1,0 +1,48 @@
+"""The notebooks on simulations, from the data to the walk; on clips nbval runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from workbench.batch import run_folder
+from workbench.paths import outputs_root
+
+ROOT = Path(__file__).parents[1]
+QUICK = {"epochs": "3", "arm_epochs": "2", "seeds": "2", "measured_pairs": "4", "floor_components": "16"}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.mark.slow
+def test_plate_from_data_to_walk(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_OUTPUTS", str(outputs))
+    monkeypatch.chdir(ROOT)
+    assert run_folder(ROOT / "params" / "demo-simulation", QUICK) == 0
+    runs = {run: outputs_root() / "demo-simulation" / run for run in ("data", "vae", "conditioner", "walk")}
+    figures = {run: json.loads((path / "summary.json").read_text()) for run, path in runs.items()}
+    assert figures["vae"]["relative_l2_pca"] < figures["vae"]["relative_l2_mean"]
+    assert figures["conditioner"]["relative_l2_kernel_ridge"] < figures["conditioner"]["relative_l2_ridge"]
+    assert {"relative_l2_latent", "relative_l2_end_to_end", "relative_l2_balanced"} <= figures["conditioner"].keys()
+    assert (runs["vae"] / "scaling.safetensors").exists()
+    drawn = {path.stem for path in (runs["conditioner"] / "figures").glob("*.png")}
+    assert {"predictions", "errors", "error_over_conditions", "arms", "curves"} <= drawn
+    events = list((runs["conditioner"] / "tensorboard").glob("events*"))
+    assert b"E2E/reconstruction" in events[0].read_bytes() and b"E2E/total" in events[0].read_bytes()
+
+
+@pytest.mark.slow
+def test_pictures_as_conditions(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same plate, each run known by the picture of its geometry."""
+    monkeypatch.setenv("WORKBENCH_OUTPUTS", str(outputs))
+    monkeypatch.chdir(ROOT)
+    pictures = outputs / "cache" / "plate" / "geometry"
+    assert pictures.is_dir(), "written by the test before"
+    settings = QUICK | {"experiment": "pictures", "conditions": str(pictures), "conditioner": "cnn", "arms": "[]"}
+    settings |= {"width": "4", "depth": "3", "colour_by": "run"}
+    assert run_folder(ROOT / "params" / "demo-simulation", settings) == 0
+    summary = json.loads((outputs / "pictures" / "conditioner" / "summary.json").read_text())
+    assert summary["relative_l2"] > 0 and summary["relative_l2_kernel_ridge"] > 0
