@@ -74,7 +74,8 @@ class PictureData:
     """What a task needs of opened data, with images in memory."""
 
     config, report, condition_names, broken = Config(), {}, [], pd.DataFrame()
-    error_name, error_label, group_name, main_column, fingerprint, sizes = "mse", "error", "images", "image", "", SIZES
+    error_name, error_label, group_name, main_column, fingerprint = "mse", "error", "images", "image", ""
+    sizes, condition_fingerprint = SIZES, ""
     error = staticmethod(mse)
 
     def __init__(self, drawn: bool = False) -> None:

@@ -157,6 +157,13 @@ def test_a_run_of_another_configuration_stops_before_the_first_starts(project: P
     assert executed == []
 
 
+def test_a_folder_outside_of_any_project(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "01_first.yaml").touch()
+    with pytest.raises(ConfigError, match=f"{elsewhere}: lies in no project, .*: move it into params/"):
+        plan(elsewhere, {})
+
+
 def test_no_such_folder_and_an_empty_one(project: Path) -> None:
     with pytest.raises(ConfigError, match="params/dmo: no such folder of parameter files"):
         plan(Path("params/dmo"), {})

@@ -233,6 +233,9 @@ class ToColour:
     def predict(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.model(batch["x"])
 
+    def after_step(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        return {}
+
 
 def train_colour(
     folder: Path, images: Images | None = None, picture: Callable = lambda x, x_hat: Figure(), **settings: Any

@@ -109,6 +109,7 @@ def test_a_whole_configuration_is_carried_over(tmp_path):
         "spectral_norm": True,
         "output_norm": True,
         "all_codes": False,
+        "schedule": "cosine",
         "kl_weight": 1.0,
         "kl_weight_start": 1e-4,
         "kl_rise_from": 0.3,

@@ -58,6 +58,8 @@ def plan(folder: Path, overrides: Mapping[str, str]) -> list[Task]:
     if not files:
         raise ConfigError([(str(folder), "holds no parameter files (<notebook>.yaml)")])
     notebooks = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
+    if not notebooks:
+        raise ConfigError([(str(folder), "lies in no project, whose notebooks it would be for: move it into params/")])
     found: list[tuple[str, str]] = []
     tasks, known = [], set()
     for path in files:

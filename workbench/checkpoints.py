@@ -201,8 +201,7 @@ def load_foreign(kind: str, path: str | Path, config: Config | None = None) -> n
     path = Path(path)
     weights = _state_dict(path)
     published = PUBLISHED[kind]
-    unread, ours = published.unread(weights), published.ours(weights)
-    weights = {ours[key]: tensor for key, tensor in weights.items() if key not in unread}
+    weights = published.convert(weights)
     model = MODELS[published.kind][0](config or published.infer(weights, path))
     load_weights(model, weights, path, published.theirs({**model.state_dict(), **weights}))
     return model.eval()

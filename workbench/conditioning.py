@@ -267,6 +267,10 @@ class Conditioning:
             terms["consistency"] = consistency(predicted, self.conditioner(noisy), self.config.consistency_temperature)
         return terms
 
+    def after_step(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
     def weights(self) -> Weights:
         """Weight of each term, the same at every step."""
         config, enhanced = self.config, self.config.enhanced

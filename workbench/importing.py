@@ -42,6 +42,7 @@ FIXED: dict[str, dict[str, tuple[Any, str]]] = {
         "spectral_norm": (True, "as the source always does"),
         "output_norm": (True, "as the source always does"),
         "all_codes": (False, "the source leaves the code of the first level unread"),
+        "schedule": ("cosine", "as the source does, without its restarts"),
         "kl_weight": (1.0, "as the source always does"),
         "kl_weight_start": (1e-4, "as the source always does"),
         "kl_rise_from": (0.3, "as the source always does"),

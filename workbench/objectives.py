@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.datasets.loading import Batch, Dataset, read_ahead, to_device
+from workbench.models.laq import LAQ
+from workbench.models.quantizers import replacement_due
 from workbench.process import autocast
 
 
@@ -21,6 +23,7 @@ class Objective(Protocol):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]: ...
     def predict(self, batch: Batch) -> Tensor: ...
+    def after_step(self, step: int, generator: torch.Generator) -> dict[str, float]: ...
 
 
 @dataclass
@@ -39,6 +42,30 @@ class Reconstruction:
     def predict(self, batch: Batch) -> Tensor:
         """Reconstruction of x."""
         return self.model(batch["x"])
+
+    def after_step(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """Nothing."""
+        return {}
+
+
+@dataclass
+class LatentActions:
+    """A latent action model's own loss on pairs of frames; unused codes are replaced on the published schedule."""
+
+    model: LAQ
+    group: str = ""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The model's unweighted terms."""
+        return self.model.loss(batch)
+
+    def predict(self, batch: Batch) -> Tensor:
+        """The next frame, from the first and the action between them."""
+        return self.model(batch["first"], batch["x"])
+
+    def after_step(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """`replaced`: how many codes were, after this step."""
+        return {"replaced": float(self.model.replace_unused(generator) if replacement_due(step) else 0)}
 
 
 @torch.inference_mode()

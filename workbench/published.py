@@ -9,8 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from workbench.config import Config
+from workbench.models import laq_published
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAEConfig
+from workbench.models.laq import LAQConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -60,6 +62,32 @@ class Published:
     def theirs(self, keys: Iterable[str]) -> dict[str, str]:
         """Their name of each of our keys."""
         return rename(keys, [(ours, theirs) for theirs, ours in self.parts])
+
+    def convert(self, weights: Weights) -> dict[str, Tensor]:
+        """Their weights under our names, without those that nothing reads."""
+        unread, ours = self.unread(weights), self.ours(weights)
+        return {ours[key]: tensor for key, tensor in weights.items() if key not in unread}
+
+
+class PublishedLAQ:
+    """How LAPA keeps the weights of its latent action model; see `models.laq_published`."""
+
+    kind = "laq"
+
+    @staticmethod
+    def infer(weights: Weights, path: Path) -> LAQConfig:
+        """Configuration from the weights under our names."""
+        try:
+            return laq_published.infer_config(weights, path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+
+    @staticmethod
+    def theirs(keys: Iterable[str]) -> dict[str, str]:
+        """Their name of each of our keys."""
+        return {key: laq_published.published_name(key) for key in keys}
+
+    convert = staticmethod(laq_published.from_published)
 
 
 CONV_VAE_NAMES = (
@@ -160,8 +188,9 @@ def infer_simulation_vae(weights: Weights, path: Path) -> HierarchicalVAEConfig:
     )
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, Published | PublishedLAQ] = {
     "conv_vae": Published("conv_vae", CONV_VAE_NAMES, infer_conv_vae),
     "simulation_vae": Published("hierarchical_vae", SIMULATION_VAE_NAMES, infer_simulation_vae, unread_simulation_vae),
+    "laq": PublishedLAQ(),
 }
 """What `load_foreign` knows, by the name of the published model."""

@@ -220,6 +220,7 @@ class Trainer:
             raise NonFiniteError(self._not_finite(row, samples))
         self.optimizer.step()
         self.step += 1
+        row |= self.objective.after_step(self.step, torch.Generator().manual_seed(mix(config.seed, 3, self.step)))
         return row | {f"{name}_weight": weight for name, weight in list(weights.items())[1:]} | {"lr": lr}
 
     def _gradient(self, batch: Batch, weights: Mapping[str, float], n: int) -> dict[str, Tensor]:

@@ -46,6 +46,14 @@ def test_ids_of_the_table_become_those_of_the_runs(tmp_path):
     assert ids == ["b", "a"] and values.tolist() == [[1], [2]]
 
 
+def test_numbered_rows_out_of_order_are_refused_where_the_runs_carry_no_ids(tmp_path):
+    """Taken by order, the conditions of run 1 would be those of run 2."""
+    with pytest.raises(DataError, match="id '1' in row 3 comes after '2': the fields carry no ids, so rows are in the"):
+        table(tmp_path, "id,load\n0,1\n2,3\n1,2\n", 3)
+    assert table(tmp_path, "id,load\n9,1\n10,2\n", 2)[2] == ["9", "10"]
+    assert table(tmp_path, "id,load\n1,2\n0,1\n", 2, ["0", "1"])[1].tolist() == [[1], [2]]
+
+
 def test_what_spreadsheets_write_is_read(tmp_path):
     """A byte order mark, carriage returns, quotes."""
     names, values, ids = table(tmp_path, b'\xef\xbb\xbf"id","load"\r\n"a, b",1\r\nc,2\r\n')

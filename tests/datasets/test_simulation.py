@@ -5,6 +5,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
+from matplotlib.text import Text
 from PIL import Image
 from sklearn.decomposition import PCA as ExactPCA
 
@@ -17,6 +19,7 @@ from workbench.datasets.frames import DataError
 from workbench.datasets.plate import write_plate
 from workbench.datasets.simulation import open_simulation
 from workbench.datasets.splits import SPLITS, hash_split, mix_array, stable_hash
+from workbench.field_plots import COLOURS
 from workbench.metrics import field_errors
 
 P, T, N = 24, 5, 7
@@ -479,6 +482,20 @@ def test_the_grid_shows_fields_in_their_unit_and_counts_variables(tmp_path):
     np.testing.assert_allclose(drawn, values(variables=2)[int(train.name(0)), ..., 0].T, atol=1e-5)
     assert "velocity [m/s], first of 2 variables" in fig.axes[-1].get_ylabel().replace("\n", " ")
     assert opened(tmp_path / "f.npy").field_label == "field [its unit]"
+
+
+def test_pixels_and_views_are_of_the_first_variable_alone(tmp_path):
+    """A second variable of another range would leave the first one colour."""
+    fields = np.stack([values(), 1000 + values(seed=1)], axis=-1)
+    data = opened(saved(tmp_path / "f.npy", fields))
+    train = data.split("train")
+    x = train.prepare(train.batch(np.arange(len(train))))["x"]
+    first = fields[train.runs, ..., 0]
+    lowest, highest = np.argwhere(first == first.min())[0], np.argwhere(first == first.max())[0]
+    pixels = [data.pixels(x[run])[::-1][node, step] for run, step, node in (lowest, highest)]
+    np.testing.assert_allclose(pixels, 255 * colormaps[COLOURS]([0.0, 1.0])[:, :3], atol=1)
+    labels = [text.get_text().replace("\n", " ") for text in data.compare(x[:1], {"again": x[:1]}).findobj(Text)]
+    assert "field [its unit], first of 2 variables" in labels
 
 
 @pytest.fixture

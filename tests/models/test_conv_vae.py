@@ -182,7 +182,15 @@ EXAMPLES = {
     "hierarchical_vae": {"nodes": 5, "steps": 4, "filters": [6, 4, 3]},
     "mlp_conditioner": {"condition_dim": 3, "main_dim": 4, "width": 8},
     "cnn_conditioner": {"image_size": 16, "main_dim": 4, "width": 4, "depth": 2},
-    "laq": {"image_size": 64, "dim": 16},
+    "laq": {
+        "image_size": 64,
+        "patch_size": 8,
+        "dim": 16,
+        "spatial_depth": 1,
+        "temporal_depth": 1,
+        "heads": 2,
+        "dim_head": 8,
+    },
 }
 """Settings of a small model of each kind; a new kind adds its own."""
 

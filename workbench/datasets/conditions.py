@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,8 @@ def read_table(
         raise DataError(f"{path}: has no column besides 'id'; add the conditions as columns of numbers")
     if own is None or ids is None:
         _check_count(path, table, runs, what)
+    if own is not None and ids is None:
+        _check_ascending(path, own, what)
     values = _numbers(path, columns)
     check_finite(list(columns), values, own, str(path))
     if own is not None and ids is not None:
@@ -109,6 +112,18 @@ def _check_count(path: Path, table: pd.DataFrame, runs: int, what: str) -> None:
     headless = all(_is_number(name) for name in table)
     hint = f" (its first line, {', '.join(table)}, was read as the names of the columns)" if headless else ""
     raise DataError(f"{path}: has {len(table)} rows{hint}, the fields have {runs} {what}s; give one row per {what}")
+
+
+def _check_ascending(path: Path, own: list[str], what: str) -> None:
+    """Refuse a shuffled table of numbered runs: by order, most rows would belong to other runs."""
+    if not all(re.fullmatch("[0-9]+", name) for name in own):
+        return
+    for row, (before, name) in enumerate(pairwise(own), 2):
+        if int(name) < int(before):
+            raise DataError(
+                f"{path}: id {name!r} in row {row} comes after {before!r}: the fields carry no ids, so rows are in the "
+                f"order of the {what}s; sort the rows by id, or, if they are in that order, remove the column 'id'"
+            )
 
 
 def _is_number(text: str) -> bool:

@@ -318,9 +318,13 @@ class Simulations:
     def grid(self, rows: dict[str, Tensor], titles: Sequence[str] | None = None, column_label: str = "run") -> Figure:
         """Labelled rows of fields (k, n, t) as models see them, their first variable drawn in its unit."""
         fields = {label: self.physical(x.float().cpu())[..., 0].numpy() for label, x in rows.items()}
+        return field_grid(fields, self.coordinates, self._drawn_label, titles, column_label)
+
+    @property
+    def _drawn_label(self) -> str:
+        """What figures draw: the field, of several variables the first."""
         variables = self._run_shape[2]
-        label = self.field_label + (f", first of {variables} variables" if variables > 1 else "")
-        return field_grid(fields, self.coordinates, label, titles, column_label)
+        return self.field_label + (f", first of {variables} variables" if variables > 1 else "")
 
     @property
     def main_column(self) -> str:
@@ -329,11 +333,11 @@ class Simulations:
 
     @cached_property
     def raster(self) -> FieldRaster:
-        """How a field becomes pixels."""
-        return FieldRaster(self.coordinates, (float(self.low.min()), float(self.high.max())))
+        """How a field's first variable becomes pixels."""
+        return FieldRaster(self.coordinates, (float(self.low[:, 0].min()), float(self.high[:, 0].max())))
 
     def pixels(self, x: Float[Tensor, "vn t"]) -> UInt8[np.ndarray, "h w 3"]:
-        """A field as pixels, its first variable at the last time; colours span the training split's values."""
+        """A field as pixels, its first variable; colours span that variable's values in the training split."""
         return self.raster.draw(self.physical(x[None].float().cpu())[0, ..., 0].numpy())
 
     def examples(self, n: int) -> Figure:
@@ -352,7 +356,7 @@ class Simulations:
         fields = {name: self.physical(f[:1].float().cpu())[0, ..., 0].numpy() for name, f in predictions.items()}
         true = self.physical(x[:1].float().cpu())[0, ..., 0].numpy()
         steps, nodes = ([round(share * (size - 1)) for share in (0.2, 0.5, 0.95)] for size in true.shape)
-        return field_views(true, fields, self.coordinates, self.field_label, steps, nodes)
+        return field_views(true, fields, self.coordinates, self._drawn_label, steps, nodes)
 
     def condition_label(self, name: str) -> str:
         """A condition with its unit, where known."""

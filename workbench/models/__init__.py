@@ -14,12 +14,14 @@ from workbench.models.conditioners import (
 )
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAE, HierarchicalVAEConfig
+from workbench.models.laq import LAQ, LAQConfig
 
 MODELS: dict[str, tuple[type[nn.Module], type[Config]]] = {
     "conv_vae": (ConvVAE, ConvVAEConfig),
     "hierarchical_vae": (HierarchicalVAE, HierarchicalVAEConfig),
     "mlp_conditioner": (MLPConditioner, MLPConditionerConfig),
     "cnn_conditioner": (CNNConditioner, CNNConditionerConfig),
+    "laq": (LAQ, LAQConfig),
 }
 
 VAES = {"clips": "conv_vae", "simulation": "hierarchical_vae"}

@@ -90,6 +90,8 @@ class LAQConfig(Config):
     """Length of a code."""
     code_seq_len: CodeSeqLen = 4
     """Codes for each pair of frames."""
+    predicts: Literal["frame", "change"] = "frame"
+    """What the decoder gives: the next frame, as published, or what is added to the first frame to make it."""
 
     @model_validator(mode="after")
     def _fits(self) -> "LAQConfig":
@@ -146,6 +148,9 @@ class LAQ(nn.Module):
         self.action_out = nn.Linear(code_dim, dim)
         self.decoder = Transformer(dim, config.spatial_depth, *attention, cross=True)
         self.to_pixels = nn.Sequential(nn.Linear(dim, pixels), join)
+        if config.predicts == "change":
+            nn.init.zeros_(self.to_pixels[0].weight)
+            nn.init.zeros_(self.to_pixels[0].bias)
         self.noise_dim = config.code_seq_len * self.quantizer.noise_per_code
 
     def tokens(self, first: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 gh gw d"]:
@@ -184,7 +189,7 @@ class LAQ(nn.Module):
                 f"codes of shape {tuple(codes.shape)}: must be {expected} (images, code_seq_len, code_dim), or indices "
                 f"of shape {expected[:2]}"
             )
-        return self._imagine(self._patches(first, "first"), codes, self._bias())
+        return self._imagine(first, self._patches(first, "first"), codes, self._bias())
 
     def forward(self, first: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """x as it is imagined from `first` and the action between them, without noise."""
@@ -213,7 +218,7 @@ class LAQ(nn.Module):
             noise = rearrange(noise, "b (n d) -> b n d", n=self.config.code_seq_len)
         patches, bias = self._patches(first, "first"), self._bias()
         action = self.quantizer(self._difference(self._tokens(patches, self._patches(x, "x"), bias)), noise)
-        return self._imagine(patches, action.codes, bias), action
+        return self._imagine(first, patches, action.codes, bias), action
 
     def _patches(self, frames: Float[Tensor, "b c h w"], name: str) -> Float[Tensor, "b gh gw d"]:
         expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
@@ -241,12 +246,13 @@ class LAQ(nn.Module):
         first, last = rearrange(x, "(b t) d h w -> t b (h w) d", t=2)
         return last - first
 
-    def _imagine(self, patches: Tensor, codes: Tensor, bias: Tensor) -> Float[Tensor, "b c h w"]:
+    def _imagine(self, first: Tensor, patches: Tensor, codes: Tensor, bias: Tensor) -> Float[Tensor, "b c h w"]:
         b, h, w, _ = patches.shape
         mixed = rearrange(rearrange(codes, "b n d -> b (n d)"), "b (d n) -> b n d", d=self.config.code_dim)
         x = rearrange(patches.detach(), "b h w d -> b (h w) d")
         x = self.decoder(x, (b, 1, h, w), bias=bias, context=self.action_out(mixed))
-        return self.to_pixels(rearrange(x, "b (h w) d -> b h w d", h=h))
+        x = self.to_pixels(rearrange(x, "b (h w) d -> b h w d", h=h))
+        return first + x if self.config.predicts == "change" else x
 
     def _lookup(self, indices: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         if isinstance(self.quantizer, GaussianAction):
