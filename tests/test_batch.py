@@ -151,7 +151,8 @@ def test_a_notebook_is_suggested(project: Path) -> None:
 
 
 def test_a_run_of_another_configuration_stops_before_the_first_starts(project: Path, executed: list) -> None:
-    open_run({"experiment": "demo", "run": "two", "n": 1, "lr": 0.5, "dims": [1]}).record(data="there")
+    begun = open_run({"experiment": "demo", "run": "two", "n": 1, "lr": 0.5, "dims": [1]})
+    (begun.path / "metrics.csv").touch()
     with pytest.raises(RunError, match="demo/two holds a run of another configuration:\n  lr: 0.5 there, 0.1 here\n"):
         run_folder(project / "params" / "demo", {})
     assert executed == []

@@ -242,21 +242,31 @@ def test_in_evaluation_every_setting_logs_what_they_are_compared_by(fields: Task
 @pytest.mark.parametrize("mode", ["latent", "end_to_end"])
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "none"])
 def test_a_preset_adds_its_terms_with_its_weights(fields: Task, mode: str, preset: str) -> None:
+    """In latent mode each robust error weighs as the squared one does: 10 for the main latent, 1 for the others."""
     objective, batch = objective_of(fields, mode=mode, preset=preset)
-    named = {f"{name}_weight": weight for name, weight in objective.weights()(0.0).items()}
-    expected = {name: weight for name, weight in PRESETS[preset].items() if weight and name != "mse_weight"}
-    own = {"latent": {"latent_main", "latent_hier"}, "end_to_end": {"reconstruction", "latent_regularization"}}[mode]
-    assert {name: weight for name, weight in named.items() if name in expected} == expected
-    assert named.keys() == expected.keys() | {f"{name}_weight" for name in own}
-    assert objective.loss(batch).keys() == {name.removesuffix("_weight") for name in expected} | own
+    weights = {name.removesuffix("_weight"): weight for name, weight in PRESETS[preset].items() if weight}
+    codes = {"perceptual", "consistency"}
+    expected = {name: weight for name, weight in weights.items() if name in codes}
+    if mode == "latent":
+        expected |= {"latent_main": 10.0, "latent_hier": 1.0}
+        for name in weights.keys() & {"mae", "huber"}:
+            expected |= {f"latent_{name}_main": 10 * weights[name], f"latent_{name}_hier": weights[name]}
+    else:
+        expected |= {"reconstruction": 1.0, "latent_regularization": 0.0}
+        expected |= {name: weights[name] for name in weights.keys() & {"mae", "huber"}}
+    found = dict(objective.weights()(0.0))
+    assert found.pop("latent_regularization", 0.0) == expected.pop("latent_regularization", 0.0) == 0.0
+    assert found == pytest.approx(expected)
+    assert expected.keys() <= objective.loss(batch).keys()
 
 
 def test_the_robust_terms_are_of_what_is_compared_in_the_mode(fields: Task) -> None:
     objective, batch = objective_of(fields, mae_weight=1.0)
     target = (batch["z"] - objective.conditioner.code_mean) / objective.conditioner.code_std
     absolute = (objective.conditioner(batch["condition"]) - target).abs()
-    expected = (10 * absolute[:, :3].mean() + absolute[:, 3:].mean()) / 11
-    torch.testing.assert_close(objective.loss(batch)["mae"], expected)
+    terms = objective.loss(batch)
+    torch.testing.assert_close(terms["latent_mae_main"], absolute[:, :3].mean())
+    torch.testing.assert_close(terms["latent_mae_hier"], absolute[:, 3:].mean())
     objective, batch = objective_of(fields, mae_weight=1.0, **END)
     torch.testing.assert_close(objective.loss(batch)["mae"], (objective.predict(batch) - batch["x"]).abs().mean())
 

@@ -8,6 +8,7 @@ from workbench.interpolation import (
     lerp,
     order_by_kl,
     prior_samples,
+    random_pairs,
     slerp,
     traversal,
     traversals,
@@ -130,3 +131,11 @@ def test_prior_samples_are_standard_normal_and_depend_on_the_seed_alone() -> Non
 def test_prior_samples_refuses_empty_draws(n: int, d: int) -> None:
     with pytest.raises(ValueError, match=f"n={n}, d={d}: both must be at least 1"):
         prior_samples(n, d, seed=0)
+
+
+def test_random_pairs_are_disjoint_and_as_many_as_there_are() -> None:
+    pairs = random_pairs(7, 10, torch.Generator().manual_seed(0))
+    assert len(pairs) == 3 and len({i for pair in pairs for i in pair}) == 6
+    assert random_pairs(7, 2, torch.Generator().manual_seed(0)) == pairs[:2]
+    with pytest.raises(ValueError, match="1 sample: a path needs two; hold out more samples"):
+        random_pairs(1, 3, torch.Generator())

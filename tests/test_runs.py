@@ -60,6 +60,7 @@ def test_the_same_configuration_is_opened_again_and_places_do_not_count(tmp_path
 def test_another_configuration_is_refused_with_each_difference(tmp_path: Path) -> None:
     run = open_run(PARAMETERS, tmp_path)
     run.record(data={"fingerprint": "7"})
+    (run.path / "metrics.csv").touch()
     path, before = run.path, (run.path / "config.json").read_bytes()
     other = {k: v for k, v in PARAMETERS.items() if k != "data"} | {"lr": 1e-3, "hidden_dims": [16, 64], "seed": 3}
     with pytest.raises(RunError) as caught:
@@ -219,6 +220,7 @@ def test_a_part_is_a_run_inside_a_run(tmp_path: Path) -> None:
     assert part.config["versions"] == run.config["versions"]
     assert os.environ[STATUS_VARIABLE] == before, "the run that is going on is the outer one"
     part.record(model={"kind": "mlp_conditioner"})
+    (part.path / "metrics.csv").touch()
     content = (part.path / "config.json").read_bytes()
     assert run.part("latent-0", mode="latent", seed=0) == part
     assert (part.path / "config.json").read_bytes() == content

@@ -29,6 +29,8 @@ Predict = Callable[[dict[str, Tensor]], Tensor]
 Errors = Callable[[Tensor, Tensor], dict[str, Tensor]]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
+STREAMED = 16
+"""Samples at a time where each is looked at once and may be large."""
 SAME_SAMPLE_MSE = 1e-9
 """Two decoded samples closer than this are the same up to rounding."""
 
@@ -38,6 +40,11 @@ def batches(dataset: Dataset, batch_size: int, device: torch.device) -> Iterator
     blocks = (np.arange(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size))
     for _, raw in read_ahead(dataset, blocks):
         yield dataset.prepare(to_device(raw, device))
+
+
+def sample_means(dataset: Dataset) -> Float[Tensor, " n"]:
+    """Mean of x over each sample, on its scale."""
+    return torch.cat([batch["x"].flatten(1).mean(1) for batch in batches(dataset, STREAMED, torch.device("cpu"))])
 
 
 @torch.inference_mode()
@@ -219,11 +226,11 @@ def pca_curve(train: Dataset, test: Dataset, components: Sequence[int], errors: 
         mean sample).
     """
     device = torch.device("cpu")
-    x = torch.cat([batch["x"] for batch in batches(train, 256, device)])
-    allowed = sorted({0, *(n for n in components if n < min(len(x), x[0].numel()))})
-    pca = fit_pca(lambda: [x], max(allowed[-1], 1))
+    values = train.prepare(train.batch(np.arange(1)))["x"].numel()
+    allowed = sorted({0, *(n for n in components if n < min(len(train), values))})
+    pca = fit_pca(lambda: (batch["x"] for batch in batches(train, STREAMED, device)), max(allowed[-1], 1))
     methods = {str(n): partial(_projected, pca, n) for n in allowed}
-    table = error_table(reconstruction_errors(methods, test, 256, device, errors))
+    table = error_table(reconstruction_errors(methods, test, STREAMED, device, errors))
     return pd.DataFrame({"components": allowed, error: table.loc[list(methods), error].to_numpy()})
 
 

@@ -128,6 +128,19 @@ def frozen(vae: nn.Module) -> nn.Module:
     return vae.requires_grad_(False)
 
 
+def check_conditions(data: Data) -> None:
+    """Refuse data without conditions.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if not data.condition_fingerprint:
+        raise ValueError(
+            "the data of this VAE have no conditions, and a conditioner reads nothing else: give `conditions` (a CSV) "
+            "or `condition_field`"
+        )
+
+
 class CodedDataset:
     """Samples of a split together with the codes that a VAE gives them.
 
@@ -211,9 +224,9 @@ class Conditioning:
         """Unweighted terms of a batch with `condition`, `z` and, end to end, x.
 
         `latent_main` and `latent_hier`: squared error of standardised codes; `reconstruction`: `field_loss` per
-        element of x; `latent_regularization`: mean of the two latent errors by their weights; `mae` and `huber`: of
-        what is compared in the mode; `perceptual` and `consistency`: see `models.enhanced_losses`. Evaluated
-        only: `error`, the mean over samples of the error by which settings are compared.
+        element of x; `latent_regularization`: mean of the two latent errors by their weights; `mae` and `huber` of x
+        end to end, `latent_mae_main`, … of the codes in latent mode; `perceptual` and `consistency`: see
+        `models.enhanced_losses`. Evaluated only: `error`, the mean over samples of what settings are compared by.
         """
         model, training = self.conditioner, self.conditioner.training
         predicted = model(batch["condition"])  #                          (b, d), standardised
@@ -253,10 +266,11 @@ class Conditioning:
         """Those of the enhanced terms that have a weight."""
         weights, terms = self.config.enhanced, {}
         for name, error in (("mae", mean_absolute_error), ("huber", huber)):
-            if getattr(weights, f"{name}_weight"):
-                in_field = self.config.mode == "end_to_end"
-                both = error(x_hat, batch["x"]) if in_field else None
-                terms[name] = both if in_field else self._weighted(self._latent_errors(error, predicted, target))
+            if getattr(weights, f"{name}_weight") and self.config.mode == "end_to_end":
+                terms[name] = error(x_hat, batch["x"])
+            elif getattr(weights, f"{name}_weight"):
+                errors = self._latent_errors(error, predicted, target)
+                terms |= {f"latent_{name}_{part}": value for part, value in errors.items()}
         if weights.perceptual_weight:
             terms["perceptual"] = self.features(predicted, target)
         if weights.consistency_weight:
@@ -274,14 +288,18 @@ class Conditioning:
     def weights(self) -> Weights:
         """Weight of each term, the same at every step."""
         config, enhanced = self.config, self.config.enhanced
+        parts = {"main": config.main_weight, "hier": config.hier_weight}
+        if not self.conditioner.config.hier_dim:
+            del parts["hier"]
         if config.mode == "end_to_end":
             weights = {"reconstruction": enhanced.mse_weight, "latent_regularization": config.latent_reg_weight}
+            robust = {"mae": enhanced.mae_weight, "huber": enhanced.huber_weight}
         else:
-            weights = {"latent_main": config.main_weight, "latent_hier": config.hier_weight}
-            if not self.conditioner.config.hier_dim:
-                del weights["latent_hier"]
-        named = ("mae", "huber", "perceptual", "consistency")
-        weights |= {name: weight for name in named if (weight := getattr(enhanced, f"{name}_weight"))}
+            weights = {f"latent_{part}": enhanced.mse_weight * weight for part, weight in parts.items()}
+            errors = {"mae": enhanced.mae_weight, "huber": enhanced.huber_weight}
+            robust = {f"latent_{e}_{part}": w * errors[e] for e in errors for part, w in parts.items()}
+        more = robust | {"perceptual": enhanced.perceptual_weight, "consistency": enhanced.consistency_weight}
+        weights |= {name: weight for name, weight in more.items() if weight}
         return lambda progress: weights
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workbench.datasets.loading import Batch, Dataset
 
+MEMORY_BYTES = 4e9
 RIDGE_ALPHAS = np.logspace(-6, 2, 9)
 KERNEL_ALPHAS = np.logspace(-8, -1, 8)
 GAMMAS = 3 * np.logspace(-3, 0, 7)
@@ -46,7 +47,17 @@ def condition_floors(train: Dataset, val: Dataset, n_components: int) -> dict[st
 
     Returns:
         Prediction from a prepared batch, by name, the chosen setting in the name.
+
+    Raises:
+        ValueError: the training samples take more memory than `MEMORY_BYTES`.
     """
+    values = train.prepare(train.batch(np.arange(1)))["x"].numel()
+    most = int(MEMORY_BYTES / (8 * values))
+    if len(train) > most:
+        raise ValueError(
+            f"floor_samples: {len(train)} samples of {values} values take {8e-9 * len(train) * values:.1f} GB; set it "
+            f"to at most {most}"
+        )
     c, x = _arrays(train)
     c_val, x_val = _arrays(val)
     scaler = StandardScaler().fit(c)

@@ -125,6 +125,17 @@ def traversals(
     return torch.stack([traversal(z, int(dimension), values) for dimension in dimensions])
 
 
+def random_pairs(n: int, pairs: int, generator: torch.Generator) -> list[list[int]]:
+    """Positions of pairs of different samples, none in two pairs; as many as asked for, or as n allows.
+
+    Raises:
+        ValueError: n is below 2.
+    """
+    if n < 2:
+        raise ValueError(f"{n} sample: a path needs two; hold out more samples")
+    return torch.randperm(n, generator=generator)[: 2 * min(pairs, n // 2)].reshape(-1, 2).tolist()
+
+
 def prior_samples(n: int, d: int, seed: int) -> Float[Tensor, "n d"]:
     """Draws from the standard normal prior, the same for a seed whatever else draws random numbers.
 

@@ -30,7 +30,7 @@ class InspectConfig(Config):
     offsets: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
     components: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
     shown: int = Field(1, ge=1)
-    measured_clips: int = Field(1, ge=1)
+    measured: int = Field(2, ge=2)
 
 
 class EvaluationConfig(Config):

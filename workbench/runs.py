@@ -41,6 +41,8 @@ PLACE = ("experiment", "run", "cache_dir", "decode_workers")
 """Parameters that say where or how fast, and do not change what a run computes."""
 HEADER = ("parameters", "started", "versions", "git_commit")
 """What config.json holds from the start; a run that got anywhere has recorded more."""
+RESULTS = ("summary.json", "metrics.csv", "checkpoints", "model.safetensors", "parts")
+"""What a run has once it got anywhere."""
 STALE_SECONDS = 60
 REASON_WIDTH = 60
 
@@ -180,10 +182,9 @@ def run_path(parameters: Mapping[str, Any], root: Path | None = None) -> Path:
 
 
 def holds_nothing(path: Path) -> bool:
-    """Whether a run stopped before it had recorded its data or anything else, and may begin with other parameters."""
-    config, status = read_json(path / "config.json"), read_if_there(path / "status.json")
-    finished = (path / "summary.json").exists()
-    return tuple(config) == HEADER and not finished and not run_state({}, status).startswith("running")
+    """Whether a run stopped before it had trained or compared anything, and may begin with other parameters."""
+    status = read_if_there(path / "status.json")
+    return not any((path / name).exists() for name in RESULTS) and not run_state({}, status).startswith("running")
 
 
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:

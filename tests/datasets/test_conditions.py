@@ -46,12 +46,41 @@ def test_ids_of_the_table_become_those_of_the_runs(tmp_path):
     assert ids == ["b", "a"] and values.tolist() == [[1], [2]]
 
 
-def test_numbered_rows_out_of_order_are_refused_where_the_runs_carry_no_ids(tmp_path):
-    """Taken by order, the conditions of run 1 would be those of run 2."""
-    with pytest.raises(DataError, match="id '1' in row 3 comes after '2': the fields carry no ids, so rows are in the"):
-        table(tmp_path, "id,load\n0,1\n2,3\n1,2\n", 3)
+@pytest.mark.parametrize("numbers", [["2", "0", "3", "1"], ["4", "1", "3", "2"], ["02", "00", "03", "01"]])
+def test_rows_that_number_the_runs_are_matched_by_number(tmp_path, numbers):
+    rows = "".join(f"{number},{10 * int(number)}\n" for number in numbers)
+    _, values, ids = table(tmp_path, f"id,load\n{rows}", 4)
+    assert ids == sorted(numbers) and values[:, 0].tolist() == [10 * int(number) for number in ids]
+
+
+def test_numbers_of_ten_runs_and_more_are_ordered_as_numbers(tmp_path):
+    numbers = np.random.default_rng(0).permutation(12).tolist()
+    _, values, ids = table(tmp_path, "id,load\n" + "".join(f"{number},{number}\n" for number in numbers), 12)
+    assert ids == [str(i) for i in range(12)] and values[:, 0].tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "numbers, row, name, before",
+    [([0, 3, 1], 3, "1", "3"), ([3, 2, 4], 2, "2", "3"), ([1, 3, 0], 3, "0", "3"), ([9, 7, 8], 2, "7", "9")],
+)
+def test_other_numbers_out_of_order_are_refused_where_the_runs_carry_no_ids(tmp_path, numbers, row, name, before):
+    """Taken by order, the conditions of one run would be those of another."""
+    rows = "".join(f"{number},{number}\n" for number in numbers)
+    with pytest.raises(
+        DataError, match=f"id '{name}' in row {row} comes after '{before}': the fields carry no ids, so rows are in the"
+    ):
+        table(tmp_path, f"id,load\n{rows}", 3)
+    ids = [str(number) for number in sorted(numbers)]
+    assert table(tmp_path, f"id,load\n{rows}", 3, ids)[1][:, 0].tolist() == sorted(numbers)
+
+
+def test_numbers_with_gaps_in_order_become_the_ids_of_the_runs(tmp_path):
     assert table(tmp_path, "id,load\n9,1\n10,2\n", 2)[2] == ["9", "10"]
-    assert table(tmp_path, "id,load\n1,2\n0,1\n", 2, ["0", "1"])[1].tolist() == [[1], [2]]
+
+
+def test_numbers_of_more_or_fewer_rows_than_runs_are_refused(tmp_path):
+    with pytest.raises(DataError, match="has 3 rows, the fields have 2 runs; give one row per run$"):
+        table(tmp_path, "id,load\n1,1\n0,2\n2,3\n")
 
 
 def test_what_spreadsheets_write_is_read(tmp_path):

@@ -163,7 +163,14 @@ def test_none_changes_nothing_and_refuses_what_no_model_can_give(tmp_path):
     with pytest.raises(DataError) as error:
         fit_scaling("none", described(1.5 * values, tmp_path / "larger.npz"))
     assert str(error.value).startswith("scaling='none': the training split spans ")
-    assert "to 1.5, and a model's output lies in [-1, 1]; choose node, global or standard" in str(error.value)
+    assert "to 1.5 when scaled, and a model's output lies in [-1, 1]; choose node or global" in str(error.value)
+
+
+def test_standard_refuses_a_field_with_a_far_outlier(tmp_path):
+    values = fields(variables=1)
+    values[0, 0, 0] = 1e4
+    with pytest.raises(DataError, match="scaling='standard': the training split spans .* choose node or global"):
+        fit_scaling("standard", described(values, tmp_path / "outlier.npz"))
 
 
 @pytest.mark.parametrize("kind", ["node", "standard"])

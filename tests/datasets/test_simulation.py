@@ -5,6 +5,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray
+import zarr
 from matplotlib import colormaps
 from matplotlib.text import Text
 from PIL import Image
@@ -255,6 +257,105 @@ def test_conditions_with_ids_name_the_runs(source, tmp_path):
     assert [f"r{value:.0f}" for value in train.column("power")] == train.column("run").tolist()
     with pytest.raises(DataError, match="^column 'colour': the data has run, power; choose one of them$"):
         train.column("colour")
+
+
+NAMED = [f"case {i:x}" for i in np.random.default_rng(3).permutation(P)]
+NUMBERED = np.random.default_rng(3).permutation(P) + 100
+
+
+def named(path: Path, ids: list[str] | np.ndarray = NAMED, runs: slice = slice(None)) -> Path:
+    """A file of fields that carries ids of its runs."""
+    fields, ids = values()[runs], np.asarray(ids)[runs]
+    if path.suffix == ".npz":
+        np.savez(path, field=fields, id=ids)
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["field"], file["id"] = fields, ids.astype("S") if ids.dtype.kind == "U" else ids
+    elif path.suffix == ".zarr":
+        group = zarr.open_group(path, mode="w")
+        group["field"], group["ids"] = fields, ids.astype(np.dtypes.StringDType()) if ids.dtype.kind == "U" else ids
+    elif path.suffix == ".nc":
+        data = {"field": (("run", "time", "node"), fields)} | ({} if ids.dtype.kind == "U" else {"id": ("run", ids)})
+        coords = {"run": ids} if ids.dtype.kind == "U" else {}
+        xarray.Dataset(data, coords=coords).to_netcdf(path, engine="h5netcdf")
+    else:
+        torch.save({"field": torch.from_numpy(fields), "id": torch.from_numpy(ids)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "ids"),
+    [(f"f{end}", NAMED) for end in (".npz", ".h5", ".zarr", ".nc")]
+    + [(f"f{end}", NUMBERED) for end in (".npz", ".h5", ".zarr", ".nc", ".pt")],
+)
+def test_shuffled_rows_find_the_runs_that_the_file_of_the_fields_names(tmp_path, file, ids):
+    names, order = [str(name) for name in ids], np.random.default_rng(5).permutation(P)
+    csv = table_of(tmp_path / "c.csv", {"power": order, "id": [names[i] for i in order]})
+    data = opened(named(tmp_path / file, ids), conditions=str(csv))
+    assert data.ids == names and data.conditions.values[:, 0].tolist() == list(range(P))
+    fields, conditions = whole(data), whole(data, "condition")
+    for run, name in enumerate(names):
+        np.testing.assert_array_equal(fields[name][..., 0], values()[run])
+        assert conditions[name].tolist() == [run]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_shuffled_rows_that_number_the_runs_are_matched_to_a_file_without_ids(source, tmp_path, first):
+    order = np.random.default_rng(6).permutation(P)
+    data = opened(source, conditions=str(table_of(tmp_path / "c.csv", {"id": order + first, "power": order})))
+    assert data.ids == [str(i + first) for i in range(P)]
+    assert data.conditions.values[:, 0].tolist() == list(range(P))
+
+
+def test_ids_of_the_file_name_the_runs_without_conditions_or_without_ids_of_theirs(tmp_path):
+    source = named(tmp_path / "f.npz")
+    plain = opened(source)
+    assert plain.ids == NAMED and plain.group.tolist() == stable_hash(NAMED).tolist()
+    data = opened(source, conditions=str(table_of(tmp_path / "c.csv", {"power": range(P)})))
+    assert data.ids == NAMED and data.conditions.values[:, 0].tolist() == list(range(P))
+    assert data.fingerprint == plain.fingerprint
+    np.savez(tmp_path / "g.npz", field=values(), inputs=np.arange(2 * P, dtype=np.float32).reshape(P, 2), id=NAMED)
+    assert opened(tmp_path / "g.npz", field="field", condition_field="inputs").ids == NAMED
+
+
+def test_pictures_are_matched_to_the_ids_of_the_file(tmp_path):
+    folder = pictures(tmp_path / "geometry")
+    ids = [f"run_{i}" for i in np.random.default_rng(7).permutation(P)]
+    data = opened(named(tmp_path / "f.npz", ids), conditions=str(folder), condition_image_size=16)
+    assert data.ids == ids
+    greys = data.conditions.batch(np.arange(P))[:, 0].flatten(1).median(dim=1).values * 255
+    assert greys.round().tolist() == [5 * int(name.removeprefix("run_")) for name in ids]
+    with pytest.raises(DataError, match="geometry: no picture for runs 'case .* and no run of the fields for pictures"):
+        opened(named(tmp_path / "g.npz"), conditions=str(folder))
+
+
+def test_rows_and_pictures_of_other_runs_than_the_file_names_are_refused(tmp_path):
+    csv = table_of(tmp_path / "c.csv", {"id": [*NAMED[1:], "other"], "power": range(P)})
+    problem = f"no row for run '{NAMED[0]}' of the fields and no run of the fields for row 'other'"
+    with pytest.raises(DataError, match=rf"c.csv: {problem}; there must be one row for each of the {P} runs$"):
+        opened(named(tmp_path / "f.npz"), conditions=str(csv))
+
+
+def test_ids_of_the_test_data_follow_those_of_the_fields(tmp_path):
+    train = named(tmp_path / "train.npz", runs=slice(0, 18))
+    order = np.random.default_rng(8).permutation(P)
+    csv = table_of(tmp_path / "c.csv", {"id": [NAMED[i] for i in order], "power": order})
+    settings = {"test_data": str(named(tmp_path / "test.h5", runs=slice(18, P))), "conditions": str(csv)}
+    data = opened(train, **settings)
+    assert data.ids == NAMED and data.conditions.values[:, 0].tolist() == list(range(P))
+    assert data.split_of[18:].tolist() == [2] * 6 and 2 not in data.split_of[:18]
+
+
+def test_test_data_may_not_repeat_ids_nor_lack_them(tmp_path):
+    train = named(tmp_path / "train.npz", runs=slice(0, 18))
+    again = named(tmp_path / "test.npz", runs=slice(16, P))
+    message = rf"^test_data .*test.npz: id '{NAMED[16]}' is also that of a run of .*train.npz \(2 of 8 runs are such\);"
+    with pytest.raises(DataError, match=message):
+        opened(train, test_data=str(again))
+    without = saved(tmp_path / "test.npy", values()[18:])
+    for first, second in ((train, without), (without, train)):
+        with pytest.raises(DataError, match=r"test.npy: carries no ids of its runs, .*train.npz does; give both an"):
+            opened(first, test_data=str(second))
 
 
 def test_a_field_of_the_same_file_may_hold_the_conditions(tmp_path):

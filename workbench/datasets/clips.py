@@ -227,6 +227,10 @@ class Clips:
         """Every frame that did not decode, with the reason."""
         return pd.read_csv(self.cache.folder / "broken.csv", dtype=str)
 
+    def pairs(self, x: Float[Tensor, "b c h w"], x_hat: Float[Tensor, "b c h w"]) -> Figure:
+        """Samples above their reconstructions."""
+        return self.grid({"original": x, "reconstruction": x_hat})
+
     def compare(self, x: Float[Tensor, "b c h w"], predictions: dict[str, Tensor]) -> Figure:
         """True frames above predicted ones."""
         return self.grid({"true": x} | predictions)

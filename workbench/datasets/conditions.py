@@ -31,9 +31,11 @@ def read_table(
     """Read a CSV with a header: one row of numbers per run, and perhaps their ids in a column `id`.
 
     Args:
-        path: The file. With a column `id` its rows are matched to `ids`; where `ids` is None, the rows are in the
-            order of the runs and their ids become the runs'. Without that column the rows are in the order of the
-            runs.
+        path: The file. With a column `id` its rows are matched to `ids`, in whatever order they are. Where `ids` is
+            None and the column holds the whole numbers 0 to runs - 1, or 1 to runs, each once, they are the numbers
+            of the runs, and the rows are matched by them; other ids are taken to be in the order of the runs, and
+            whole numbers among them must not fall. In both cases the ids become those of the runs. Without that
+            column the rows are in the order of the runs.
         runs: Number of runs of the fields.
         ids: Ids of the runs of the fields, in their order; None where the fields carry none.
         what: What a row stands for, for the message on their number.
@@ -44,8 +46,8 @@ def read_table(
 
     Raises:
         DataError: no such file; not a table; a nameless, repeated or text column; no column of conditions; a repeated
-            or empty id; another number of rows than of runs; a run without a row, or a row without a run; a value
-            that is empty or not finite in float32.
+            or empty id; ids that are whole numbers, not those of the runs, and fall; another number of rows than of
+            runs; a run without a row, or a row without a run; a value that is empty or not finite in float32.
     """
     table = _read_csv(path)
     own = _ids(path, table) if "id" in table else None
@@ -55,7 +57,9 @@ def read_table(
     if own is None or ids is None:
         _check_count(path, table, runs, what)
     if own is not None and ids is None:
-        _check_ascending(path, own, what)
+        ids = _in_order(own)
+        if ids is None:
+            _check_ascending(path, own, what)
     values = _numbers(path, columns)
     check_finite(list(columns), values, own, str(path))
     if own is not None and ids is not None:
@@ -114,9 +118,22 @@ def _check_count(path: Path, table: pd.DataFrame, runs: int, what: str) -> None:
     raise DataError(f"{path}: has {len(table)} rows{hint}, the fields have {runs} {what}s; give one row per {what}")
 
 
+def _in_order(own: list[str]) -> list[str] | None:
+    """The ids sorted as numbers, if they number the runs from 0 or from 1 without a gap."""
+    if not _whole(own):
+        return None
+    ordered = sorted(own, key=int)
+    numbers = [int(name) for name in ordered]
+    return ordered if numbers[0] in (0, 1) and numbers == list(range(numbers[0], numbers[0] + len(own))) else None
+
+
+def _whole(own: list[str]) -> bool:
+    return all(re.fullmatch("[0-9]+", name) for name in own)
+
+
 def _check_ascending(path: Path, own: list[str], what: str) -> None:
     """Refuse a shuffled table of numbered runs: by order, most rows would belong to other runs."""
-    if not all(re.fullmatch("[0-9]+", name) for name in own):
+    if not _whole(own):
         return
     for row, (before, name) in enumerate(pairwise(own), 2):
         if int(name) < int(before):

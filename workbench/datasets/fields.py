@@ -266,7 +266,7 @@ class Simulations:
         if conditions is None:
             return
         if conditions.values.ndim == 2:
-            check_constant(conditions.names, conditions.values[train])
+            check_constant(conditions.names, conditions.values[train], self.config.conditions or "conditions")
         elif components:
             pictures = conditions.batch(np.arange(len(self.ids)))
             most = min(int(train.sum()), pictures[0].numel())
@@ -304,8 +304,10 @@ class Simulations:
         return self.scaling.invert(x)
 
     def errors(self, x_hat: Float[Tensor, "b vn t"], x: Float[Tensor, "b vn t"]) -> dict[str, Tensor]:
-        """Errors of each field in its unit: mse, mae and relative_l2."""
-        return field_errors(self.physical(x_hat), self.physical(x))
+        """Errors of each field in its unit: relative_l2, mse, mae; the mean over variables where there are several."""
+        pairs = zip(self.physical(x_hat).unbind(3), self.physical(x).unbind(3), strict=True)
+        found = [field_errors(variable_hat, variable) for variable_hat, variable in pairs]
+        return {name: torch.stack([errors[name] for errors in found]).mean(0) for name in found[0]}
 
     error_name = "relative_l2"
     error_label = "relative L2 error of the field [1]"
@@ -350,6 +352,10 @@ class Simulations:
     def broken(self) -> pd.DataFrame:
         """Nothing: a run with a value that is not finite is refused."""
         return pd.DataFrame(columns=["run", "reason"])
+
+    def pairs(self, x: Float[Tensor, "b vn t"], x_hat: Float[Tensor, "b vn t"]) -> Figure:
+        """Samples above their reconstructions."""
+        return self.grid({"original": x, "reconstruction": x_hat})
 
     def compare(self, x: Float[Tensor, "b vn t"], predictions: dict[str, Tensor]) -> Figure:
         """The first of some true fields and its predictions, at three times and at three nodes."""

@@ -75,14 +75,10 @@ def fit_scaling(kind: str, found: Statistics) -> Scaling:
             its unit stays that of the field.
 
     Raises:
-        DataError: `none`, and values of the training split lie outside [-1, 1], which a model's output cannot reach.
+        DataError: `none` or `standard`, and values of the training split lie outside [-1, 1] when scaled, which a
+            model's output cannot reach.
     """
     low, high, mean = found.low, found.high, found.mean
-    if kind == "none" and (low.min() < -1 or high.max() > 1):
-        raise DataError(
-            f"scaling='none': the training split spans {low.min():.4g} to {high.max():.4g}, and a model's output lies "
-            "in [-1, 1]; choose node, global or standard"
-        )
     if kind == "global":
         low, high = np.broadcast_to(low.min(0), low.shape), np.broadcast_to(high.max(0), high.shape)
     if kind in ("node", "global"):
@@ -93,6 +89,12 @@ def fit_scaling(kind: str, found: Statistics) -> Scaling:
         offset, scale = np.zeros_like(mean), np.ones_like(mean)
     varies = high - low > np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
     scale = np.where(varies, scale, 1.0)
+    least, most = ((found.low - offset) / scale).min(), ((found.high - offset) / scale).max()
+    if kind in ("none", "standard") and (least < -1 or most > 1):
+        raise DataError(
+            f"scaling={kind!r}: the training split spans {least:.4g} to {most:.4g} when scaled, and a model's output "
+            "lies in [-1, 1]; choose node or global"
+        )
     return Scaling(*(torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (offset, scale)))
 
 

@@ -11,6 +11,7 @@ from workbench.datasets.conditions import check_finite, read_images, read_table
 from workbench.datasets.fields import Conditions, SimulationConfig, Simulations
 from workbench.datasets.frames import DataError
 from workbench.datasets.plate import write_plate
+from workbench.datasets.run_ids import read_ids
 from workbench.paths import outputs_root, resolve
 from workbench.progress import Progress
 
@@ -67,29 +68,56 @@ def _check_shape(config: SimulationConfig, array: LazyArray, first: LazyArray) -
             raise DataError(f"{name}={value}: {array.path} has {shape[1]} time steps and {shape[2]} nodes; lower it")
 
 
+def _ids(config: SimulationConfig, folder: Path, arrays: list[LazyArray], runs: int) -> list[str] | None:
+    """Ids that the fields come with, those of `test_data` last; None where they have none."""
+    if config.data == "plate":
+        return read_table(folder / "conditions.csv", runs, None)[2]
+    each = [(array.path, read_ids(array.path, array.shape[0], array.name)) for array in arrays]
+    lacking = [path for path, ids in each if ids is None]
+    if len(lacking) == len(each):
+        return None
+    if lacking:
+        other = next(path for path, ids in each if ids is not None)
+        raise DataError(f"{lacking[0]}: carries no ids of its runs, {other} does; give both an array 'id', or neither")
+    ids = [name for _, part in each for name in part]
+    if len(set(ids)) < len(ids):
+        (main, known), (test, others) = each
+        twice = sorted(set(known) & set(others), key=others.index)
+        raise DataError(
+            f"test_data {test}: id {twice[0]!r} is also that of a run of {main} ({len(twice)} of {len(others)} runs "
+            "are such); remove from one file what is in both, or give each run its own id"
+        )
+    return ids
+
+
 def _conditions(
     config: SimulationConfig, folder: Path, arrays: list[LazyArray], runs: int
 ) -> tuple[Conditions | None, list[str] | None]:
-    """Conditions and ids of the runs, as far as there are any."""
+    """Conditions and ids of the runs, as far as there are any; rows and pictures are matched to ids of the fields."""
+    ids = _ids(config, folder, arrays, runs)
     if config.condition_field:
-        parts = [open_array(array.path, config.condition_field) for array in arrays]
-        for part, array in zip(parts, arrays, strict=True):
-            if len(part.shape) != 2 or part.shape[0] != array.shape[0]:
-                found = f"has shape {part.shape}, the fields have {array.shape[0]} runs"
-                raise DataError(f"{part.path}: condition_field {config.condition_field!r} {found}; give (runs, values)")
-        values = np.concatenate([part.read(np.arange(part.shape[0])) for part in parts])
-        names = [f"{config.condition_field}[{i}]" for i in range(values.shape[1])]
-        check_finite(names, values, None, str(parts[0].path))
-        return Conditions(names, values), None
+        return _condition_field(config, arrays), ids
     if not config.conditions and config.data != "plate":
-        return None, None
+        return None, ids
     path = resolve(config.conditions) if config.conditions else folder / "conditions.csv"
-    plate = read_table(folder / "conditions.csv", runs, None)[2] if config.data == "plate" else None
     if path.is_dir():
-        pictures, ids = read_images(path, runs, plate, config.condition_image_size, config.condition_colour)
+        pictures, ids = read_images(path, runs, ids, config.condition_image_size, config.condition_colour)
         return Conditions([], pictures), ids
-    names, values, ids = read_table(path, runs, plate)
+    names, values, ids = read_table(path, runs, ids)
     return Conditions(names, values), ids
+
+
+def _condition_field(config: SimulationConfig, arrays: list[LazyArray]) -> Conditions:
+    """Conditions that lie in the files of the fields, in the order of the runs."""
+    parts = [open_array(array.path, config.condition_field) for array in arrays]
+    for part, array in zip(parts, arrays, strict=True):
+        if len(part.shape) != 2 or part.shape[0] != array.shape[0]:
+            found = f"has shape {part.shape}, the fields have {array.shape[0]} runs"
+            raise DataError(f"{part.path}: condition_field {config.condition_field!r} {found}; give (runs, values)")
+    values = np.concatenate([part.read(np.arange(part.shape[0])) for part in parts])
+    names = [f"{config.condition_field}[{i}]" for i in range(values.shape[1])]
+    check_finite(names, values, None, str(parts[0].path))
+    return Conditions(names, values)
 
 
 def _coordinates(config: SimulationConfig, folder: Path, array: LazyArray) -> np.ndarray | None:

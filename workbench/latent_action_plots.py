@@ -1,0 +1,159 @@
+"""Figures of latent actions; arrays or tables in, a matplotlib `Figure` out, as in `plots`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+from torch import Tensor
+
+from workbench.plots import LINE_STYLES, MARKERS, PALETTE, Values, image_grid, new_figure
+
+LOWEST_R2 = -0.25  # bars of worse probes end here; their numbers stand
+HATCHES = ("", "///", "...")
+BACKING = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+
+
+def rate_distortion(table: pd.DataFrame, label: str) -> Figure:
+    """Error over bits per frame, one marker per method and kind of rate, on a logarithmic axis of bits.
+
+    Filled markers code the frame itself, hollow ones predict it from the first frame, which costs them nothing.
+    Floors of 0 bits, which a logarithmic axis has no place for, are horizontal lines. Whiskers are standard errors.
+
+    Args:
+        table: Columns method, setting, rate, bits, error, error_se, given_first_frame; as from
+            `rate_distortion.rate_distortion_table`.
+        label: What the error is, with its unit.
+    """
+    fig = new_figure(9, 5)
+    ax = fig.subplots()
+    sent, floors = table[table["bits"] > 0], table[table["bits"] == 0]
+    for i, ((method, rate), points) in enumerate(sent.groupby(["method", "rate"], sort=False)):
+        first = bool(points["given_first_frame"].iloc[0])
+        name = f"{method}: {rate}" + (", given the first frame" if first else "")
+        _draw_points(ax, points, i, name, hollow=first)
+    for i, row in enumerate(floors.itertuples()):
+        name = f"{row.method}, 0 bits" + (", given the first frame" if row.given_first_frame else "")
+        ax.axhline(row.error, color="0.25", ls=LINE_STYLES[1:][i % 3], lw=1.2, label=name)
+    if len(sent):
+        ax.set_xscale("log")
+        ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
+    ax.margins(x=0.12, y=0.1)
+    ax.set(xlabel="rate [bits per frame]", ylabel=label)
+    ax.grid(alpha=0.3)
+    fig.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return fig
+
+
+def _draw_points(ax: Axes, points: pd.DataFrame, i: int, name: str, hollow: bool) -> None:
+    """A sweep of one method as a marked line, its settings written beside the points."""
+    colour = PALETTE[i % len(PALETTE)]
+    style = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "ls": LINE_STYLES[i % len(LINE_STYLES)], "lw": 1}
+    face = "white" if hollow else colour
+    whiskers = points["error_se"].fillna(0)
+    ax.errorbar(points["bits"], points["error"], whiskers, capsize=3, ms=7, mfc=face, mew=1.5, label=name, **style)
+    for row in points.itertuples():
+        ax.annotate(row.setting, (row.bits, row.error), (0, 9), textcoords="offset points", ha="center", fontsize=8)
+
+
+def codebook_use(
+    steps: Values, perplexity: Mapping[str, Values], codebook_size: int, replaced: Values | None = None
+) -> Figure:
+    """Perplexity of the codes over training, and the entries replaced at those steps below it.
+
+    Args:
+        steps: Training steps logged.
+        perplexity: By name, one per step; for example per split, or per position.
+        codebook_size: Drawn as the line of even use.
+        replaced: Entries of the codebook replaced at each step; NaN where there was no replacement.
+    """
+    rows = 1 if replaced is None else 2
+    fig = new_figure(7, 3.4 if rows == 1 else 5)
+    axes = fig.subplots(rows, 1, squeeze=False, sharex=True, height_ratios=(2, 1)[:rows])[:, 0]
+    for i, (name, values) in enumerate(perplexity.items()):
+        style = {"color": PALETTE[i % len(PALETTE)], "ls": LINE_STYLES[i % 4], "marker": MARKERS[i % len(MARKERS)]}
+        axes[0].plot(steps, values, ms=4, lw=1.4, label=name, **style)
+    axes[0].axhline(codebook_size, color="black", ls=":", label=f"even use of all {codebook_size}")
+    axes[0].axhline(1, color="0.5", ls=":", label="one entry only")
+    axes[0].set(ylabel="perplexity [entries]", ylim=(0, codebook_size * 1.08))
+    fig.legend(loc="outside right upper", fontsize=9)
+    if replaced is not None:
+        counts = np.asarray(replaced, float)
+        shown = ~np.isnan(counts)
+        axes[1].vlines(np.asarray(steps)[shown], 0, counts[shown], color=PALETTE[0])
+        axes[1].plot(np.asarray(steps)[shown], counts[shown], "o", ms=4, color=PALETTE[0])
+        axes[1].set(ylabel="entries replaced", ylim=(0, codebook_size * 1.08))
+        axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set(xlabel="training step")
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    return fig
+
+
+def code_grid(
+    first: Float[Tensor, "m c h w"],
+    decoded: Float[Tensor, "k m c h w"],
+    codes: Sequence[str],
+    titles: Sequence[str] | None = None,
+) -> Figure:
+    """What each code does to several first frames: a row per code, below the row of the first frames.
+
+    Args:
+        first: First frames in [-1, 1].
+        decoded: Next frames imagined for each code, clamped to [-1, 1].
+        codes: Names of the codes, for example "3" or "3-0-1-7"; a row each.
+        titles: One per first frame.
+
+    Raises:
+        ValueError: As many names as codes are missing, two are equal, or as for `plots.image_grid`.
+    """
+    if len(codes) != len(decoded) or len(set(codes)) < len(codes):
+        raise ValueError(f"{len(codes)} names {list(codes)} for {len(decoded)} codes: must be one each, all different")
+    rows = {"first frame": first} | {f"code {name}": images for name, images in zip(codes, decoded, strict=True)}
+    return image_grid(rows, titles, "first frame of a test clip")
+
+
+def probe_bars(table: pd.DataFrame) -> Figure:
+    """Scores of probes: one panel per target, a bar per features and kind of probe, a dotted line at chance.
+
+    Numbers stand at the ends of the bars, standard errors over folds are whiskers. Bars of an R² below -0.25 are cut.
+
+    Args:
+        table: Columns features, target, kind, figure, score, error, chance; as from `probes.probe_table`.
+    """
+    targets = list(dict.fromkeys(table["target"]))
+    names, kinds = (list(dict.fromkeys(table[column])) for column in ("features", "kind"))
+    fig = new_figure(1.5 + 3.8 * len(targets), 0.3 * len(names) * len(kinds) + 1.6)
+    axes = fig.subplots(1, len(targets), squeeze=False, sharey=True)[0]
+    for ax, target in zip(axes, targets, strict=True):
+        of_target = table[table["target"] == target]
+        for i, kind in enumerate(kinds):
+            _draw_scores(ax, of_target[of_target["kind"] == kind].set_index("features"), names, i, len(kinds))
+        chance, figure = of_target["chance"].iloc[0], of_target["figure"].iloc[0]
+        ax.axvline(chance, color="black", ls=":", lw=1.4)
+        low = min(0.0, of_target["score"].min())
+        ax.set(title=target, xlabel=f"{figure} [1]; chance {chance:.3g} dotted")
+        ax.set_xlim(max(1.15 * low, LOWEST_R2), max(of_target["score"].max(), chance, 0.05) * 1.3)
+        sns.despine(ax=ax)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    handles = axes[0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=len(kinds), title="probe")
+    return fig
+
+
+def _draw_scores(ax: Axes, rows: pd.DataFrame, names: Sequence[str], i: int, n_kinds: int) -> None:
+    """The bars of one kind of probe, beside those of the others."""
+    height = 0.8 / n_kinds
+    present = [name for name in names if name in rows.index]
+    places = np.array([names.index(name) for name in present]) + (i - (n_kinds - 1) / 2) * height
+    scores, errors = (rows.loc[present, column].to_numpy() for column in ("score", "error"))
+    style = {"color": PALETTE[i], "hatch": HATCHES[i % len(HATCHES)], "edgecolor": "white"}
+    ax.barh(places, scores, 0.9 * height, xerr=errors, ecolor="0.3", capsize=2, label=rows["kind"].iloc[0], **style)
+    for place, score, error in zip(places, scores, errors, strict=True):
+        place = (max(score + error, 0), place)
+        ax.annotate(f"{score:.2f}", place, (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=BACKING)
