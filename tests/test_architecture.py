@@ -10,7 +10,7 @@ PACKAGE = ROOT / "workbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"workbench", "paths", "config", "progress", "process", "simulgen", "importing"},
-    {"losses", "layers", "metrics", "lpips", "interpolation", "plots", "field_plots"},
+    {"losses", "layers", "metrics", "lpips", "interpolation", "plots", "field_plots", "latent_action_plots"},
     {"datasets"},
     {"models"},
     {"published"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"runs"},
     {"listing", "schedule", "health", "objectives", "augmentation", "logs", "provenance"},
     {"training", "conditioning"},
-    {"comparison", "floors"},
+    {"comparison", "floors", "information", "probes", "rate_distortion"},
     {"ablation"},
     {"explorer"},
     {"parameters"},

@@ -35,9 +35,9 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_that_are_the_action_tell_it(kind: str) -> None:
     codes = np.stack([NUMBER, np.random.default_rng(0).integers(0, CLASSES, len(NUMBER))], 1)
-    result = probe(one_hot_codes(codes, CLASSES), ACTION, CLIP, kind)
+    result = probe(one_hot_codes(codes, CLASSES), ACTION, CLIP, kind, folds=3)
     assert result.score > 0.99 and result.chance == 1 / CLASSES and result.n_groups == CLIPS
-    assert len(result.per_fold) == 5 and result.figure == "balanced accuracy" and result.kind == kind
+    assert len(result.per_fold) == 3 and result.figure == "balanced accuracy" and result.kind == kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -45,24 +45,26 @@ def test_features_that_tell_only_the_clip_are_worth_chance(kind: str) -> None:
     """One feature per clip tells the action of a clip seen in training perfectly, and of no other: in folds by sample
     it would score 1."""
     features = np.eye(CLIPS)[CLIP] + 0.01 * noise(len(CLIP), CLIPS)
-    assert probe(features, ACTION, CLIP, kind).score < 1.4 / CLASSES
-    assert probe(features, ACTION, np.arange(len(CLIP)), kind).score > 0.9  # every sample called a clip of its own
+    assert probe(features, ACTION, CLIP, kind, folds=3).score < 1.4 / CLASSES
+    assert (
+        probe(features, ACTION, np.arange(len(CLIP)), kind, folds=3).score > 0.9
+    )  # every sample called a clip of its own
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_are_regressed(kind: str) -> None:
     features = noise(len(CLIP), 5)
     target = np.stack([2 * features[:, 0], 1e-3 * features[:, 1] + 7], 1)
-    result = probe(torch.from_numpy(features), target, CLIP, kind)
+    result = probe(torch.from_numpy(features), target, CLIP, kind, folds=2)
     assert result.figure == "R²" and result.chance == 0
-    assert result.score > (0.999 if kind == "linear" else 0.9)
-    assert probe(features, target[:, 0], CLIP, kind).score > (0.999 if kind == "linear" else 0.9)
+    assert result.score > (0.999 if kind == "linear" else 0.8)
+    assert probe(features, target[:, 0], CLIP, kind, folds=2).score > (0.999 if kind == "linear" else 0.8)
 
 
 def test_a_network_finds_what_a_line_cannot() -> None:
     features = noise(len(CLIP), 2)
     target = (np.sign(features[:, 0] * features[:, 1]) > 0).astype(int)
-    line, network = (probe(features, target, CLIP, kind).score for kind in KINDS)
+    line, network = (probe(features, target, CLIP, kind, folds=2).score for kind in KINDS)
     assert line < 0.65 and network > 0.8
 
 
@@ -81,9 +83,18 @@ def test_classes_weigh_equally() -> None:
     assert result.score == pytest.approx(0.5, abs=0.1) and result.chance == 0.5
 
 
+def test_noise_is_worth_chance_on_average_not_less() -> None:
+    """Of few clips, the class most frequent in training is the least frequent in the fold held out: guessing it scores
+    below chance."""
+    clip = np.repeat(np.arange(12), 2)
+    labels = (np.arange(12) % 4)[clip]
+    scores = [probe(noise(len(clip), 2, seed=seed), labels, clip, folds=4, seed=seed).score for seed in range(10)]
+    assert abs(np.mean(scores) - 1 / 4) < 0.1
+
+
 def test_probes_repeat_and_follow_their_seed() -> None:
     features = noise(len(CLIP), 4) + NUMBER[:, None]
-    first, again, other = (probe(features, ACTION, CLIP, "mlp", seed=seed) for seed in (0, 0, 1))
+    first, again, other = (probe(features, ACTION, CLIP, "mlp", folds=2, seed=seed) for seed in (0, 0, 1))
     assert first == again and first.per_fold != other.per_fold
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from workbench.datasets.frames import DataError
 
 Indices = Integer[np.ndarray, "n length"] | Integer[Tensor, "n length"]
-Whole = Integer[np.ndarray, " n"] | Integer[Tensor, " n"]
-Labels = Shaped[np.ndarray, " n"] | Integer[Tensor, " n"]
+Whole = Integer[np.ndarray, " _"] | Integer[Tensor, " _"]  # `matching` says where lengths differ
+Labels = Shaped[np.ndarray, " _"] | Integer[Tensor, " _"]
 
 COLLAPSED = 0.95  # share of samples at one entry
 SIGNIFICANT = 0.05
@@ -54,7 +54,7 @@ def code_words(indices: Indices, codebook_size: int) -> Integer[np.ndarray, " n"
     return np.unique(values, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def one_hot_codes(indices: Indices, codebook_size: int) -> Float[np.ndarray, "n length*codebook_size"]:
+def one_hot_codes(indices: Indices, codebook_size: int) -> Float[np.ndarray, "n _"]:
     """Codes as features of a probe: position by position, 1 at the entry chosen and 0 elsewhere."""
     values = check_indices(indices, codebook_size)
     return np.eye(codebook_size)[values].reshape(len(values), -1)
@@ -196,7 +196,11 @@ def _entropy(counts: np.ndarray, miller_madow: bool) -> float:
 
 
 def action_sentence(
-    mi_bits: float, label_entropy_bits: float, p: float, chance_bits: float | None = None, label: str = "the action"
+    mi_bits: int | float,
+    label_entropy_bits: int | float,
+    p: int | float,
+    chance_bits: int | float | None = None,
+    label: str = "the action",
 ) -> str:
     """ "codes carry 0.9 of 3.0 bits about the action (p = 0.001)"; that they carry none where p is above 0.05.
 

@@ -42,7 +42,8 @@ def rate_distortion(table: pd.DataFrame, label: str) -> Figure:
     if len(sent):
         ax.set_xscale("log")
         ax.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
-    ax.margins(x=0.12, y=0.1)
+        ax.set_xlim(sent["bits"].min() / 1.5, sent["bits"].max() * 3)  # the settings stand to the right
+    ax.margins(y=0.1)
     ax.set(xlabel="rate [bits per frame]", ylabel=label)
     ax.grid(alpha=0.3)
     fig.legend(loc="outside lower center", ncols=2, fontsize=9)
@@ -57,7 +58,7 @@ def _draw_points(ax: Axes, points: pd.DataFrame, i: int, name: str, hollow: bool
     whiskers = points["error_se"].fillna(0)
     ax.errorbar(points["bits"], points["error"], whiskers, capsize=3, ms=7, mfc=face, mew=1.5, label=name, **style)
     for row in points.itertuples():
-        ax.annotate(row.setting, (row.bits, row.error), (0, 9), textcoords="offset points", ha="center", fontsize=8)
+        ax.annotate(row.setting, (row.bits, row.error), (4, 7), textcoords="offset points", fontsize=8)
 
 
 def codebook_use(

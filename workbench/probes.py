@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
+from scipy.stats import t
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.neural_network import MLPClassifier, MLPRegressor
@@ -26,7 +27,7 @@ from workbench.datasets.frames import DataError
 from workbench.information import Labels, Whole, array_of, matching
 from workbench.metrics import PCA, fit_pca
 
-Numbers = Float[np.ndarray, "n ..."] | Float[Tensor, "n ..."]
+Numbers = Float[np.ndarray, "_ ..."] | Float[Tensor, "_ ..."]
 Split = tuple[np.ndarray, np.ndarray]
 Predict = Callable[[np.ndarray], np.ndarray]
 Kind = Literal["linear", "mlp"]
@@ -37,6 +38,7 @@ INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 PENALTIES = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 """alpha of ridge, chosen in the same way."""
 MLP_WIDTH, MLP_BATCH, MLP_EPOCHS, MLP_PATIENCE = 64, 32, 200, 15
+MLP_GAIN = 2e-3  # [nats, or of the target's variance] that an epoch must add
 LEAST_MSE = 1e-10  # an exact prediction counts as this one, as in `comparison.copy_frame_errors`
 
 
@@ -86,8 +88,9 @@ def probe(
         features: Codes through `one_hot_codes`, latents, or `pca_difference_features`.
         target: Class (n,), or numbers (n,) or (n, k).
         groups: Clip of each sample.
-        kind: "linear": logistic regression or ridge with an L2 penalty chosen by cross-validation across the clips of
-            the training folds. "mlp": one hidden layer of 64, stopped early by a third of those clips.
+        kind: "linear": logistic regression (classes weighing equally) or ridge, its L2 penalty chosen by
+            cross-validation across the clips of the training folds. "mlp": one hidden layer of 64, stopped early by
+            a third of those clips.
 
     Raises:
         DataError: values that are not finite, arrays of different lengths, a constant output, fewer clips than folds,
@@ -201,7 +204,7 @@ def _inner_splits(y: np.ndarray, clip: np.ndarray, seed: int) -> list[Split]:
 def _fit_linear(x: np.ndarray, y: np.ndarray, clip: np.ndarray, seed: int) -> Predict:
     """Logistic regression for classes (1-D y), ridge for numbers, the penalty chosen across clips."""
     classes = y.ndim == 1
-    model = LogisticRegression(max_iter=2000) if classes else Ridge()
+    model = LogisticRegression(class_weight="balanced", max_iter=2000) if classes else Ridge()
     name, values = ("C", INVERSE_PENALTIES) if classes else ("alpha", PENALTIES)
     search = GridSearchCV(
         make_pipeline(StandardScaler(), model),
@@ -242,7 +245,7 @@ def _early_stopped(
     for _ in range(MLP_EPOCHS):
         model.partial_fit(x[train], y[train], **keywords)
         loss, since = _held_loss(model, x[held], y[held]), since + 1
-        if loss < lowest:
+        if loss < lowest - MLP_GAIN:
             best, lowest, since = deepcopy(model), loss, 0
         if since >= MLP_PATIENCE:
             break
@@ -324,15 +327,17 @@ def gain_db(mse_model: Numbers, mse_floor: Numbers, groups: Whole) -> Gain:
 
 
 def probe_sentence(result: ProbeResult, features: str = "the codes", target: str = "the action") -> str:
-    """The score beside chance, with the range of the folds; above or below it by two standard errors over the folds."""
-    beyond = (result.score - result.chance) / max(result.error, 1e-12)
+    """The score beside chance, with the range of the folds.
+
+    Above or below chance needs a 95 % interval of Student's t over the folds that leaves chance out.
+    """
+    beyond, half = result.score - result.chance, t.ppf(0.975, len(result.per_fold) - 1) * result.error
+    word = "above chance" if beyond > half else "below chance" if beyond < -half else "not distinguishable from chance"
+    name = "an MLP" if result.kind == "mlp" else "a linear"
     times = f", {result.score / result.chance:.1f} times chance" if result.chance else ""
-    word = "above chance" if beyond > 2 else "below chance" if beyond < -2 else "not distinguishable from chance"
-    return (
-        f"{'an MLP' if result.kind == 'mlp' else 'a linear'} probe from {features} to {target} is {word}: {result.figure} {result.score:.2f} against "
-        f"{result.chance:.3g}{times} ({min(result.per_fold):.2f} to {max(result.per_fold):.2f} over "
-        f"{len(result.per_fold)} folds of {result.n_groups} clips)"
-    )
+    numbers = f"{result.figure} {result.score:.2f} against {result.chance:.3g}{times}"
+    folds = f"{min(result.per_fold):.2f} to {max(result.per_fold):.2f} over {len(result.per_fold)} folds"
+    return f"{name} probe from {features} to {target} is {word}: {numbers} ({folds} of {result.n_groups} clips)"
 
 
 def gain_sentence(gains: Mapping[int, Gain], model: str = "LAQ", floor: str = "copy-frame") -> str:

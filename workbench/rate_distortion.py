@@ -19,7 +19,7 @@ from workbench.information import Indices, check_indices, code_words, entropy_bi
 SAMPLES_PER_WORD = 10  # keeps the bias of the joint entropy, about (words - 1) / (2 n ln 2), under 0.08 bits
 
 
-def vae_bits(kl_nats: float) -> float:
+def vae_bits(kl_nats: int | float) -> float:
     """KL per frame, in nats, as bits; a DataError unless it is a number of at least 0."""
     if not 0 <= kl_nats < np.inf:
         raise DataError(f"kl_nats={kl_nats}: must be a finite number of at least 0; give the unweighted KL per frame")
@@ -74,9 +74,9 @@ class RatePoint:
     method: str
     setting: str
     rate: str
-    bits: float
-    error: float
-    error_se: float = float("nan")
+    bits: int | float
+    error: int | float
+    error_se: int | float = float("nan")
     given_first_frame: bool = False
 
 

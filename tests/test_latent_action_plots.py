@@ -1,0 +1,139 @@
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from workbench.latent_action_plots import (  # noqa: E402
+    LOWEST_R2,
+    code_grid,
+    codebook_use,
+    probe_bars,
+    rate_distortion,
+)
+from workbench.rate_distortion import RatePoint, rate_distortion_table  # noqa: E402
+
+UNIT = "MSE [per element, [-1, 1] scale]"
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_in_pyplot():
+    before = plt.get_fignums()
+    yield
+    assert plt.get_fignums() == before
+
+
+def texts(legend) -> list[str]:
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def fits(fig: Figure) -> bool:
+    """All labels and notes lie on the figure."""
+    fig.draw_without_rendering()
+    shown = [text for ax in fig.axes for text in (ax.xaxis.label, ax.yaxis.label, ax.title, *ax.texts)]
+    boxes = [text.get_window_extent() for text in shown if text.get_text()]
+    return all(b.x0 >= -1 and b.y0 >= -1 and b.x1 <= fig.bbox.x1 + 1 and b.y1 <= fig.bbox.y1 + 1 for b in boxes)
+
+
+def points() -> pd.DataFrame:
+    sweep = [
+        RatePoint("VAE", f"kl_weight {w:g}", "KL", b, e, 0.1 * e) for w, b, e in ((0.1, 9, 0.06), (0.01, 60, 0.02))
+    ]
+    return rate_distortion_table(
+        [
+            *sweep,
+            RatePoint("LAQ", "4 × 8", "entropy (joint)", 8.7, 0.018, given_first_frame=True),
+            RatePoint("copy-frame", "", "none", 0, 0.031, given_first_frame=True),
+        ]
+    )
+
+
+def test_rate_distortion_draws_points_over_bits_and_floors_as_lines() -> None:
+    fig = rate_distortion(points(), UNIT)
+    ax = fig.axes[0]
+    assert fits(fig) and ax.get_xscale() == "log"
+    assert ax.get_xlabel() == "rate [bits per frame]" and ax.get_ylabel() == UNIT
+    vae, laq = (container.lines[0] for container in ax.containers)
+    np.testing.assert_allclose(vae.get_xydata(), [[9, 0.06], [60, 0.02]])
+    np.testing.assert_allclose(laq.get_xydata(), [[8.7, 0.018]])
+    whiskers = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([segment[:, 1] for segment in whiskers], [[0.054, 0.066], [0.018, 0.022]])
+    floor = next(line for line in ax.lines if line.get_label().startswith("copy-frame"))
+    assert set(floor.get_ydata()) == {0.031}
+    assert sorted(texts(fig.legends[0])) == [
+        "LAQ: entropy (joint), given the first frame",
+        "VAE: KL",
+        "copy-frame, 0 bits, given the first frame",
+    ]
+    assert [text.get_text() for text in ax.texts] == ["kl_weight 0.1", "kl_weight 0.01", "4 × 8"]
+
+
+def test_the_two_tasks_look_different() -> None:
+    vae, laq = (c.lines[0] for c in rate_distortion(points(), UNIT).axes[0].containers)
+    assert vae.get_marker() != laq.get_marker() and to_rgb(vae.get_color()) != to_rgb(laq.get_color())
+    assert to_rgb(laq.get_markerfacecolor()) == (1, 1, 1) != to_rgb(vae.get_markerfacecolor())
+
+
+def test_rate_distortion_of_floors_alone() -> None:
+    table = points()
+    fig = rate_distortion(table[table["bits"] == 0], UNIT)
+    assert fits(fig) and fig.axes[0].get_xscale() == "linear"
+
+
+def test_codebook_use_over_training() -> None:
+    steps = np.arange(0, 400, 100)
+    fig = codebook_use(steps, {"train": [1, 2, 4, 6], "val": torch.tensor([1, 3, 5, 7])}, 8, [3, np.nan, 1, 0])
+    use, replaced = fig.axes
+    assert fits(fig)
+    np.testing.assert_array_equal(use.lines[0].get_ydata(), [1, 2, 4, 6])
+    np.testing.assert_array_equal(use.lines[1].get_ydata(), [1, 3, 5, 7])
+    np.testing.assert_array_equal(replaced.lines[0].get_xydata(), [[0, 3], [200, 1], [300, 0]])
+    assert texts(fig.legends[0]) == ["train", "val", "even use of all 8", "one entry only"]
+    assert use.get_ylabel() == "perplexity [entries]" and replaced.get_xlabel() == "training step"
+    assert len(codebook_use(steps, {"val": [1, 2, 3, 4]}, 8).axes) == 1
+
+
+def test_a_row_of_the_code_grid_is_what_a_code_does() -> None:
+    first, decoded = torch.zeros(3, 3, 8, 8), torch.linspace(-1, 1, 2).view(2, 1, 1, 1, 1).expand(2, 3, 3, 8, 8)
+    fig = code_grid(first, decoded, ["3-0", "3-1"], ["a", "b", "c"])
+    assert [ax.get_ylabel() for ax in fig.axes] == ["first frame", "code 3-0", "code 3-1"]
+    for ax, value in zip(fig.axes, (0.5, 0, 1), strict=True):
+        assert len(ax.images) == 3 and all((image.get_array() == value).all() for image in ax.images)
+    for names in (["3-0"], ["3-0", "3-0"]):
+        with pytest.raises(ValueError, match="for 2 codes: must be one each, all different"):
+            code_grid(first, decoded, names)
+    with pytest.raises(ValueError, match=r"must lie in \[-1, 1\]"):
+        code_grid(first, 2 * decoded, ["0", "1"])
+
+
+def probes() -> pd.DataFrame:
+    rows = [
+        (name, target, kind, figure, score + (kind == "mlp") / 100, 0.02, chance)
+        for target, figure, chance in (("action", "balanced accuracy", 0.125), ("displacement", "R²", 0.0))
+        for name, score in (("codes", 0.6), ("noise", 0.12 if chance else -3.0))
+        for kind in ("linear", "mlp")
+    ]
+    return pd.DataFrame(rows, columns=["features", "target", "kind", "figure", "score", "error", "chance"])
+
+
+def test_probe_bars_draw_scores_beside_chance() -> None:
+    fig = probe_bars(probes())
+    assert fits(fig) and texts(fig.legends[0]) == ["linear", "mlp"]
+    for ax, scores, chance in zip(fig.axes, ([0.6, 0.12, 0.61, 0.13], [0.6, -3, 0.61, -2.99]), (0.125, 0), strict=True):
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx(scores)
+        assert [text.get_text() for text in ax.texts] == [f"{score:.2f}" for score in scores]
+        assert any(set(line.get_xdata()) == {chance} for line in ax.lines)
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["codes", "noise"]
+    assert fig.axes[0].get_xlabel() == "balanced accuracy [1]; chance 0.125 dotted"
+    assert fig.axes[1].get_xlim()[0] == LOWEST_R2 and fig.axes[0].yaxis_inverted()
+
+
+def test_kinds_of_probe_differ_in_hatch_too() -> None:
+    bars = probe_bars(probes()).axes[0].patches
+    assert bars[0].get_hatch() != bars[2].get_hatch() and bars[0].get_facecolor() != bars[2].get_facecolor()
