@@ -13,11 +13,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from workbench.datasets.loading import Batch, Dataset
+from workbench.metrics import mse
 
 MEMORY_BYTES = 4e9
 RIDGE_ALPHAS = np.logspace(-6, 2, 9)
-KERNEL_ALPHAS = np.logspace(-8, -1, 8)
-GAMMAS = 3 * np.logspace(-3, 0, 7)
+KERNEL_ALPHAS = np.logspace(-8, -2, 4)
+GAMMAS = 3 * np.logspace(-2, 0.5, 8)
 """Of the Gaussian kernel, times the number of conditions."""
 
 
@@ -34,8 +35,10 @@ class Regression:
         return self.pca.inverse_transform(self.model.predict(self.scaler.transform(conditions)))
 
 
-def condition_floors(train: Dataset, val: Dataset, n_components: int) -> dict[str, Callable[[Batch], Tensor]]:
-    """Classical predictions of x from conditions, their settings chosen by the squared error on the validation split.
+def condition_floors(
+    train: Dataset, val: Dataset, n_components: int, error: Callable[[Tensor, Tensor], Tensor] = mse
+) -> dict[str, Callable[[Batch], Tensor]]:
+    """Classical predictions of x from conditions, their settings chosen by the mean error on the validation split.
 
     The mean sample; ridge, and kernel ridge with a Gaussian kernel, from the standardised conditions to PCA codes of
     the samples. Everything but the choice is fitted on the training samples.
@@ -44,6 +47,7 @@ def condition_floors(train: Dataset, val: Dataset, n_components: int) -> dict[st
         train: Samples to fit on; all of them are held in memory.
         val: Samples to choose by.
         n_components: Of the PCA, at most; fewer where there are not so many samples.
+        error: Of each sample, (x_hat, x) to it; the data's own.
 
     Returns:
         Prediction from a prepared batch, by name, the chosen setting in the name.
@@ -59,7 +63,7 @@ def condition_floors(train: Dataset, val: Dataset, n_components: int) -> dict[st
             f"to at most {most}"
         )
     c, x = _arrays(train)
-    c_val, x_val = _arrays(val)
+    held_out = val.prepare(val.batch(np.arange(len(val))))
     scaler = StandardScaler().fit(c)
     pca = PCA(min(n_components, len(x) - 1, x.shape[1]), random_state=0).fit(x)
     ridges = {f"ridge (alpha {a:g})": Ridge(alpha=a) for a in RIDGE_ALPHAS}
@@ -74,11 +78,11 @@ def condition_floors(train: Dataset, val: Dataset, n_components: int) -> dict[st
     for family in (ridges, kernels):
         best, lowest = None, np.inf
         for name, model in family.items():
-            fitted = Regression(scaler, model.fit(scaler.transform(c), pca.transform(x)), pca)
-            error = np.square(fitted(c_val) - x_val).mean()
-            if error < lowest:
-                best, lowest = (name, fitted), error
-        chosen[best[0]] = _of_batch(best[1])
+            fitted = _of_batch(Regression(scaler, model.fit(scaler.transform(c), pca.transform(x)), pca))
+            found = float(error(fitted(held_out), held_out["x"]).mean())
+            if found < lowest:
+                best, lowest = (name, fitted), found
+        chosen[best[0]] = best[1]
     return chosen
 
 
