@@ -83,7 +83,7 @@ def fit(
         RunError, CheckpointError: the folder is in use, is another model's, or is damaged.
     """
     run.record(model={"kind": kind} | model.config.model_dump())
-    model.to(pick_device(config.device), memory_format=torch.channels_last if config.channels_last else None)
+    _place(model, config)
     if run.trained:
         load_weights(model, load_safetensors(run.path / "model.safetensors"), run.path / "model.safetensors")
         print(f"{run.path} holds a finished model of this configuration: loaded, not trained")
@@ -102,6 +102,13 @@ def fit(
         if stop:
             leave(stop["signal"], f"stopped by {signal.Signals(stop['signal']).name} after the last step; model saved")
     return model.eval()
+
+
+def _place(model: nn.Module, config: TrainConfig) -> None:
+    """Move a model to its device; weights of images channels-last where so set, others have no such order."""
+    model.to(pick_device(config.device))
+    for weight in (p for p in model.parameters() if config.channels_last and p.dim() == 4):
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def _rows(x: Tensor, x_hat: Tensor) -> Figure:

@@ -291,3 +291,24 @@ def test_a_state_dict_comes_back() -> None:
         other.load_state_dict(model.state_dict(), strict=True)
         with torch.no_grad():
             assert torch.equal(model(**frames(model)), other(**frames(model)))
+
+
+# --- predicting the change ---
+
+
+def test_before_training_a_model_of_the_change_copies_the_first_frame() -> None:
+    model = small(predicts="change").eval()
+    pair = frames(model)
+    assert torch.equal(model(**pair), pair["first"])
+
+
+def test_the_change_is_added_to_the_first_frame_in_every_way_of_decoding() -> None:
+    model = small(predicts="change").eval()
+    torch.nn.init.normal_(model.to_pixels[0].weight, generator=torch.Generator().manual_seed(3))
+    pair = frames(model)
+    action, x_hat = model.encode(**pair), model(**pair)
+    assert not torch.equal(x_hat, pair["first"])
+    for given in (action.indices, action.codes):
+        torch.testing.assert_close(model.decode(pair["first"], given), x_hat)
+    model.config = model.config.model_copy(update={"predicts": "frame"})
+    torch.testing.assert_close(pair["first"] + model(**pair), x_hat)

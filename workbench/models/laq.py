@@ -7,6 +7,8 @@ codes (n, d) are reshaped to (d, n), not transposed, so that every token the dec
 order of the codes matters to it; the decoder sees the first frame's patch embeddings, without gradient, and not its
 encoded tokens. So frames and their codes enter the decoder only through layer norms over whole patches.
 Deviations: see `quantizers`; two more quantizers; no dropout, which the reference never trained with.
+Where asked for, `predicts="change"`: the decoder's output is added to the first frame, and is zero before training, so
+that brightness need not pass through those norms.
 
 Scale: x_hat is on the scale of the frames trained on; here that is [-1, 1], in the published checkpoints [0, 1]. Frames
 of both scales have the same codes, but for rounding, as the first layer normalises each patch. With a published
