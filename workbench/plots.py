@@ -326,7 +326,7 @@ def error_over_conditions(conditions: dict[str, Values], errors: Values, label: 
     axes = fig.subplots(n_rows, n_columns, squeeze=False, sharey=True)
     for ax in axes.flat[len(conditions) :]:
         ax.set_visible(False)
-    for ax, (name, values) in zip(axes.flat, conditions.items(), strict=False):
+    for ax, (name, values) in zip(axes.flat[: len(conditions)], conditions.items(), strict=True):
         ax.scatter(_array(values), _array(errors), s=12, alpha=0.7, color=PALETTE[0])
         ax.set(xlabel=name, yscale="log")
         ax.grid(alpha=0.3)

@@ -38,9 +38,7 @@ Source: Hughes 1987, The Finite Element Method, chapters 7 and 8.
 
 import csv
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +49,8 @@ from PIL import Image
 from scipy.sparse import coo_array, csc_array, diags_array
 from scipy.sparse.linalg import splu
 from scipy.spatial import Delaunay
+
+from workbench.datasets.generated import write_once
 
 VERSION = 1  # raise it when the same seed no longer gives the same bytes
 MANIFEST, FIELDS, GEOMETRY = "plate.json", "fields.npy", "geometry"  # the last is the folder of the pictures
@@ -133,38 +133,12 @@ def write_plate(
     units = {"field": "temperature rise [K]", "nodes": "m", "times": "s"}
     units |= {name: unit for name, (_, _, unit) in RANGES.items()}
     manifest = {"generator": "plate", "version": VERSION, **settings, "units": units}
-    if folder.exists():
-        _require_same(folder, manifest)
-        return folder
-    partial = folder.with_name(folder.name + ".partial")
-    _clear(partial)
-    _write_set(partial, manifest, progress)
-    os.replace(partial, folder)
-    return folder
+    return write_once(folder, manifest, _is_own, lambda partial: _write_set(partial, manifest, progress))
 
 
-def _require_same(folder: Path, manifest: dict) -> None:
-    remedy = "choose another folder or move this one away"
-    try:
-        found = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("generator") != manifest["generator"]:
-        raise FileExistsError(f"{folder}: is no plate set (no readable {MANIFEST} in it): {remedy}")
-    differences = [f"{k}={found.get(k)}, asked for {k}={v}" for k, v in manifest.items() if found.get(k) != v]
-    if differences:
-        raise FileExistsError(f"{folder}: is a plate set with {'; '.join(differences)}: {remedy}")
-
-
-def _clear(partial: Path) -> None:
-    """Remove what a killed run left; refuse what is not from this writer."""
-    if partial.exists():
-        own = {MANIFEST, FIELDS, CONDITIONS_CSV, NODES_CSV, TIMES_CSV, GEOMETRY}
-        names = {path.relative_to(partial).as_posix() for path in partial.rglob("*")} - own
-        foreign = sorted(name for name in names if not re.fullmatch(rf"{GEOMETRY}/run_\d{{3,}}\.png", name))
-        if foreign or not partial.is_dir():
-            raise FileExistsError(f"{partial}: is no leftover of this writer {foreign[:3]}: move it away")
-        shutil.rmtree(partial)
+def _is_own(name: str) -> bool:
+    files = (MANIFEST, FIELDS, CONDITIONS_CSV, NODES_CSV, TIMES_CSV, GEOMETRY)
+    return name in files or re.fullmatch(rf"{GEOMETRY}/run_\d{{3,}}\.png", name) is not None
 
 
 def _write_set(folder: Path, manifest: dict, progress: Callable[[int, int], None] | None) -> None:

@@ -8,14 +8,14 @@ rises in the picture (y falls) and leaves its shadow behind.
 
 import csv
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from workbench.datasets.generated import write_once
 
 Array = np.ndarray
 VERSION = 1  # raise it when the same seed no longer gives the same bytes
@@ -92,37 +92,11 @@ def write_pushing(
         if value < minimum:
             raise ValueError(f"{name}={value}: must be at least {minimum}")
     manifest = {"generator": "pushing", "version": VERSION, **settings}
-    if folder.exists():
-        _require_same(folder, manifest)
-        return folder
-    partial = folder.with_name(folder.name + ".partial")
-    _clear(partial)
-    _write_set(partial, manifest, progress)
-    os.replace(partial, folder)
-    return folder
+    return write_once(folder, manifest, _is_own, lambda partial: _write_set(partial, manifest, progress))
 
 
-def _require_same(folder: Path, manifest: dict) -> None:
-    remedy = "choose another folder or move this one away"
-    try:
-        found = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("generator") != manifest["generator"]:
-        raise FileExistsError(f"{folder}: is no pushing set (no readable {MANIFEST} in it): {remedy}")
-    differences = [f"{k}={found.get(k)}, asked for {k}={v}" for k, v in manifest.items() if found.get(k) != v]
-    if differences:
-        raise FileExistsError(f"{folder}: is a pushing set with {'; '.join(differences)}: {remedy}")
-
-
-def _clear(partial: Path) -> None:
-    """Remove what a killed run left; refuse what is not from this writer."""
-    if partial.exists():
-        names = {path.name for path in partial.glob("*") if not path.name.startswith("clip_")}
-        foreign = sorted(names - {MANIFEST, CONDITIONS_CSV, ACTIONS_CSV})
-        if foreign or not partial.is_dir():
-            raise FileExistsError(f"{partial}: is no leftover of this writer {foreign[:3]}: move it away")
-        shutil.rmtree(partial)
+def _is_own(name: str) -> bool:
+    return name.startswith("clip_") or name in (MANIFEST, CONDITIONS_CSV, ACTIONS_CSV)
 
 
 def _write_set(folder: Path, manifest: dict, progress: Callable[[int, int], None] | None) -> None:

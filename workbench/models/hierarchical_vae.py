@@ -8,6 +8,7 @@ and leaves it unread); without `output_norm` no norm stands before the last tanh
 every field the same mean and spread.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -158,8 +159,8 @@ class HierarchicalVAE(nn.Module):
         super().__init__()
         self.config = config
         filters, steps = config.filters, config.steps
-        down = list(zip([config.nodes, *filters], filters, strict=False))
-        up = list(zip(filters[::-1], filters[-2::-1], strict=False))
+        down = list(pairwise([config.nodes, *filters]))
+        up = list(pairwise(filters[::-1]))
         self.encoder = nn.ModuleList(EncoderLevel(a, b, config.large) for a, b in down)
         self.to_code = nn.ModuleList(nn.Linear(c * steps, config.hier_latent_dim) for c in filters[:-1])
         self.to_main = nn.Linear(filters[-1] * steps, 2 * config.latent_dim)
