@@ -139,9 +139,10 @@ class Trainer:
         self.weights, self.picture = weights, picture
         self.device = next(model.parameters()).device
         self.objective = objective or Reconstruction(model)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        kind = (
+            torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+        )  # equal at 0, where AdamW's kernel is slower
+        self.optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.loss = torch.compile(self.objective.loss) if config.compile else self.objective.loss
         self.watch = Watch()
         self.steps_per_epoch = len(train) // config.batch_size
