@@ -3,10 +3,18 @@
 import subprocess
 import sys
 
-from benchmarks import bench_data, bench_fields, bench_fields_step, bench_index, bench_resume, bench_step
+from benchmarks import (
+    bench_data,
+    bench_fields,
+    bench_fields_step,
+    bench_index,
+    bench_laq_step,
+    bench_resume,
+    bench_step,
+)
 
 missed = 0
-for benchmark in (bench_step, bench_fields_step, bench_data, bench_fields, bench_index, bench_resume):
+for benchmark in (bench_step, bench_fields_step, bench_laq_step, bench_data, bench_fields, bench_index, bench_resume):
     print(f"\n{benchmark.__doc__.splitlines()[0]}", flush=True)
     missed |= subprocess.run([sys.executable, "-m", benchmark.__name__], check=False).returncode
 sys.exit(missed)

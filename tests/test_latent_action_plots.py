@@ -95,7 +95,7 @@ def test_codebook_use_over_training() -> None:
     np.testing.assert_array_equal(use.lines[1].get_ydata(), [1, 3, 5, 7])
     np.testing.assert_array_equal(replaced.lines[0].get_xydata(), [[0, 3], [200, 1], [300, 0]])
     assert texts(fig.legends[0]) == ["train", "val", "even use of all 8", "one entry only"]
-    assert use.get_ylabel() == "perplexity [entries]" and replaced.get_xlabel() == "training step"
+    assert use.get_ylabel() == "use of the codebook [entries]" and replaced.get_xlabel() == "training step"
     assert len(codebook_use(steps, {"val": [1, 2, 3, 4]}, 8).axes) == 1
 
 

@@ -5,17 +5,84 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from jaxtyping import Float
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 from workbench.plots import LINE_STYLES, MARKERS, PALETTE, Values, image_grid, new_figure
 
+LABELLED_SHARES = 64  # up to so many are written into their cells
 LOWEST_R2 = -0.25  # bars of worse probes end here; their numbers stand
 HATCHES = ("", "///", "...")
 BACKING = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+
+
+def comparison(
+    first: Float[Tensor, "n c h w"],
+    x: Float[Tensor, "n c h w"],
+    predictions: Mapping[str, Float[Tensor, "n c h w"]],
+    titles: Sequence[str] | None = None,
+) -> Figure:
+    """Both frames of some pairs, what each model makes of the second, and maps of its absolute error.
+
+    Args:
+        first, x: The frames of the pairs, in [-1, 1].
+        predictions: Of x by name, in [-1, 1]; a floor such as copying the first frame may be among them.
+        titles: One per pair.
+
+    Raises:
+        ValueError: a prediction of another shape than x, or as for `plots.image_grid`.
+    """
+    others = {name: tuple(x_hat.shape) for name, x_hat in predictions.items() if x_hat.shape != x.shape}
+    if others:
+        raise ValueError(f"predictions of shapes {others} of frames of {tuple(x.shape)}: must be equal")
+    errors = {name: (x_hat - x).abs().mean(1) for name, x_hat in predictions.items()}  # (n, h, w)
+    scale = Normalize(0, max(float(error.max()) for error in errors.values()) or 1.0)
+    colours = colormaps["viridis"]
+    maps = {
+        f"error of {name}": torch.from_numpy(colours(scale(error.cpu().numpy()))[..., :3]).permute(0, 3, 1, 2).float()
+        for name, error in errors.items()
+    }
+    rows = {"first frame": first, "second frame": x} | dict(predictions)
+    fig = image_grid(rows | {name: 2 * image - 1 for name, image in maps.items()}, titles, "pair of test frames")
+    label = "absolute error, mean over colours [scale -1 to 1]"
+    fig.colorbar(ScalarMappable(scale, colours), ax=fig.axes, label=label, shrink=0.5, anchor=(0, 0))
+    return fig
+
+
+def latent_statistics(
+    kl: Float[Tensor, " d"], shares: Float[np.ndarray, "length entries"], names: tuple[str, str]
+) -> Figure:
+    """What the latents of both models hold: KL of each dimension of the VAE, use of each code of the LAQ.
+
+    Args:
+        kl: Mean KL of each dimension in nats.
+        shares: Share of the samples that choose each entry, one row per place in the word of codes.
+        names: Of the VAE and of the LAQ.
+    """
+    fig = new_figure(10, 3.6)
+    left, right = fig.subplots(1, 2)
+    heights = np.sort(kl.cpu().numpy())[::-1]
+    left.bar(np.arange(1, len(heights) + 1), heights, color=PALETTE[0])
+    left.set(xlabel="latent dimension, by descending KL [rank]", ylabel="KL [nats]", ylim=(0, None))
+    left.set_title(f"{names[0]}: {heights.sum():.0f} nats in all", fontsize=10)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn = right.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    right.set(xlabel="entry of the codebook", ylabel="place in the word", yticks=range(len(shares)))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if shares.size <= LABELLED_SHARES:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "black" if share > 0.6 else "white"
+            right.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    right.set_title(f"{names[1]}: how often each entry is chosen [%]", fontsize=10)
+    fig.colorbar(drawn, ax=right, label="share of the pairs [1]")
+    return fig
 
 
 def rate_distortion(table: pd.DataFrame, label: str) -> Figure:
@@ -64,11 +131,11 @@ def _draw_points(ax: Axes, points: pd.DataFrame, i: int, name: str, hollow: bool
 def codebook_use(
     steps: Values, perplexity: Mapping[str, Values], codebook_size: int, replaced: Values | None = None
 ) -> Figure:
-    """Perplexity of the codes over training, and the entries replaced at those steps below it.
+    """Perplexity or number of the codes in use over training, and the entries replaced at those steps below it.
 
     Args:
         steps: Training steps logged.
-        perplexity: By name, one per step; for example per split, or per position.
+        perplexity: By name, one per step; for example per split, or per position; or the number of entries used.
         codebook_size: Drawn as the line of even use.
         replaced: Entries of the codebook replaced at each step; NaN where there was no replacement.
     """
@@ -80,7 +147,7 @@ def codebook_use(
         axes[0].plot(steps, values, ms=4, lw=1.4, label=name, **style)
     axes[0].axhline(codebook_size, color="black", ls=":", label=f"even use of all {codebook_size}")
     axes[0].axhline(1, color="0.5", ls=":", label="one entry only")
-    axes[0].set(ylabel="perplexity [entries]", ylim=(0, codebook_size * 1.08))
+    axes[0].set(ylabel="use of the codebook [entries]", ylim=(0, codebook_size * 1.08))
     fig.legend(loc="outside right upper", fontsize=9)
     if replaced is not None:
         counts = np.asarray(replaced, float)

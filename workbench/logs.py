@@ -19,6 +19,8 @@ UNITS = {
     "huber": "per element, squared scale of x",
     "kl": "nats per sample",
     "kl_levels": "nats per sample",
+    "perplexity": "entries of the codebook in a batch",
+    "codes_used": "entries of the codebook in a batch",
     "loss": "weighted sum of the terms",
     "grad_norm": "before clipping",
     "memory_mb": "peak",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
 
 from workbench.ablation import ARMS
 from workbench.augmentation import AugmentConfig
@@ -19,8 +19,10 @@ from workbench.datasets.fields import SimulationConfig
 from workbench.datasets.opening import DATA, DataKind
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAESettings
+from workbench.models.laq import LAQConfig
 from workbench.paths import project_root
 from workbench.process import DeviceName
+from workbench.rivals import RivalsConfig
 from workbench.schedule import TrainConfig
 
 
@@ -71,11 +73,33 @@ class WalkConfig(Config):
     span: float = Field(3.0, gt=0, allow_inf_nan=False)
 
 
+class ActionComparisonConfig(Config):
+    """Ranges of what notebook 05 measures and shows; 0 samples means all."""
+
+    eval_samples: int = Field(0, ge=0)
+    floor_samples: int = Field(0, ge=0)
+    permutations: int = Field(1, ge=1)
+    folds: int = Field(2, ge=2)
+    shown: int = Field(2, ge=2)
+    pair_offset: int = Field(1, ge=1)
+
+    first_image: str = ""
+    second_image: str = ""
+
+    @model_validator(mode="after")
+    def _whole_pair(self) -> "ActionComparisonConfig":
+        if bool(self.first_image) != bool(self.second_image):
+            given = f"first_image={self.first_image!r} and second_image={self.second_image!r}"
+            raise ValueError(f"{given}: must be given both, or neither")
+        return self
+
+
 CONFIGS: dict[str, tuple[type[Config], ...]] = {
     "01_inspect_data": (DataKind, InspectConfig),
     "02_train_vae": (DataKind, TrainConfig, EvaluationConfig),
     "03_train_conditioner": (ConditionerRunConfig, ConditioningConfig, TrainConfig),
     "04_interpolate_latents": (WalkConfig,),
+    "05_compare_vae_laq": (ActionComparisonConfig, RivalsConfig, ClipsConfig, TrainConfig, LAQConfig, ConvVAEConfig),
 }
 """The settings classes that each notebook's parameters go into; their ranges hold for its parameter files."""
 
@@ -88,7 +112,8 @@ OF_KIND: dict[str, dict[str, tuple[type[Config], ...]]] = {
 }
 """Further ones of notebooks with a `data_kind`, by kind; what only other kinds have must keep its default."""
 
-TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list[int]": list[int], "list[str]": list[str]}
+LISTS = {"list[int]": list[int], "list[float]": list[float], "list[str]": list[str]}
+TYPES = {"str": str, "int": int, "float": float, "bool": bool} | LISTS
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class TrainConfig(Config):
     """`auto` (CUDA where present, else CPU), or a torch device such as `cuda:1`."""
     epochs: int = Field(1, ge=1)
     """Passes over the training split."""
+    training_steps: int = Field(0, ge=0)
+    """Optimizer steps in all, in place of `epochs`; 0: as many as the epochs have."""
     batch_size: int = Field(64, ge=1)
     """Samples per optimizer step; an incomplete last batch of an epoch is left out."""
     lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
@@ -77,6 +79,11 @@ class TrainConfig(Config):
         return self
 
 
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole training."""
+    return config.training_steps or config.epochs * steps_per_epoch
+
+
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Learning rate of a step, counted from 0."""
     warmup = config.warmup_epochs * steps_per_epoch
@@ -84,7 +91,7 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         return config.lr * min(1.0, (step + 1) / warmup)
     if config.schedule == "exponential":
         return config.lr * config.lr_decay ** (step // steps_per_epoch)
-    steps = config.epochs * steps_per_epoch
+    steps = total_steps(config, steps_per_epoch)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 

@@ -38,7 +38,7 @@ from workbench.process import (
 )
 from workbench.progress import Progress, write_status
 from workbench.runs import Run, differences
-from workbench.schedule import TrainConfig, Weights, learning_rate
+from workbench.schedule import TrainConfig, Weights, learning_rate, total_steps
 
 FIXED_SAMPLES = 8
 NAMED_SAMPLES = 64
@@ -139,14 +139,13 @@ class Trainer:
         self.weights, self.picture = weights, picture
         self.device = next(model.parameters()).device
         self.objective = objective or Reconstruction(model)
-        kind = (
-            torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-        )  # equal at 0, where AdamW's kernel is slower
+        kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam  # equal at 0, where AdamW's is slower
         self.optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.loss = torch.compile(self.objective.loss) if config.compile else self.objective.loss
         self.watch = Watch()
         self.steps_per_epoch = len(train) // config.batch_size
-        self.steps = config.epochs * self.steps_per_epoch
+        self.steps = total_steps(config, self.steps_per_epoch)
+        self.epochs = math.ceil(self.steps / self.steps_per_epoch)
         self.step, self.micro_batches, self.best, self.best_step, self.seconds = 0, 1, math.inf, 0, 0.0
         self.saved_step = 0
         self.folder = run.path / "checkpoints"
@@ -190,14 +189,14 @@ class Trainer:
         speed = config.batch_size * (self.progress.n + 1 - self.progress.initial) / self.progress.seconds()
         self.watch.step(self.step, row["loss"], row["grad_norm"])
         terms = " ".join(f"{name} {row[name]:.4g}" for name in self.weights(0.0))
-        self.progress.update(1, f"epoch {self.epoch}/{config.epochs} {terms} {speed:.0f} samples/s")
+        self.progress.update(1, f"epoch {self.epoch}/{self.epochs} {terms} {speed:.0f} samples/s")
         if self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps:
             self.log.row(self.step, self.epoch, "train", row | {"samples_per_s": speed, "seconds": self.seconds})
 
     def _finish_step(self) -> None:
         """Validate, draw and save as the step just taken calls for; then leave if a signal has arrived."""
         config = self.config
-        if self.step % self.steps_per_epoch == 0:
+        if self.step % self.steps_per_epoch == 0 or self.step == self.steps:
             self._validate()
         last = self.done
         if last and self.step < self.steps:
@@ -285,7 +284,7 @@ class Trainer:
         terms["loss"] = sum(weight * terms[name] for name, weight in self.weights(1.0).items())
         self.log.row(self.step, self.epoch, "val", terms | {"seconds": self.seconds})
         shown = " ".join(f"{name} {terms[name]:.4g}" for name in self.weights(0.0))
-        self.progress.update(0, f"epoch {self.epoch}/{self.config.epochs} validation {shown}")
+        self.progress.update(0, f"epoch {self.epoch}/{self.epochs} validation {shown}")
         if terms["loss"] < self.best:
             self.best, self.best_step = terms["loss"], self.step
             self._save("best")
@@ -293,7 +292,7 @@ class Trainer:
     def _validating(self, done: int) -> None:
         """Show how far the validation is; a signal ends it, and it is done anew after resuming."""
         samples = len(self.val_set)
-        self.progress.update(0, f"epoch {self.epoch}/{self.config.epochs} validating {done}/{samples}")
+        self.progress.update(0, f"epoch {self.epoch}/{self.epochs} validating {done}/{samples}")
         if self.stop and done < samples:
             self._leave(validated=False)
 

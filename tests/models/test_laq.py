@@ -194,6 +194,11 @@ def test_terms_of_the_loss(quantizer: str) -> None:
             action = model.encode(**pair)
             kl = 0.5 * (action.mu**2 + action.logvar.exp() - 1 - action.logvar).sum((1, 2)).mean()
             torch.testing.assert_close(terms.pop("kl"), kl)
+        else:
+            counts = model.encode(**pair).indices.flatten().unique(return_counts=True)[1].double()
+            share = counts / counts.sum()
+            assert terms.pop("codes_used") == len(counts)
+            assert float(terms.pop("perplexity")) == pytest.approx(float(2 ** -(share * share.log2()).sum()), rel=1e-5)
     assert terms == {}
 
 

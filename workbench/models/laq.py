@@ -154,6 +154,8 @@ class LAQ(nn.Module):
             nn.init.zeros_(self.to_pixels[0].weight)
             nn.init.zeros_(self.to_pixels[0].bias)
         self.noise_dim = config.code_seq_len * self.quantizer.noise_per_code
+        self.terms = ("mse", "kl") if config.quantizer == "continuous" else ("mse",)
+        """Terms that the loss weighs, the error first."""
 
     def tokens(self, first: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 gh gw d"]:
         """Encoded patches of both frames.
@@ -200,6 +202,8 @@ class LAQ(nn.Module):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Unweighted terms: `mse` of the next frame `x` per element; for a continuous action `kl` in nats (batch mean).
 
+        Discrete ones have two terms for the log, of the entries chosen within the batch at any place: `perplexity`
+        (2^entropy) and `codes_used` (how many).
         In training mode `batch["noise"]` (b, noise_dim) is used where given, and drawn otherwise; at evaluation there
         is no noise.
         """
@@ -208,7 +212,10 @@ class LAQ(nn.Module):
             noise = torch.randn(len(batch["x"]), self.noise_dim, device=batch["x"].device)
         x_hat, action = self._pass(batch["first"], batch["x"], noise)
         terms = {"mse": mean_squared_error(x_hat, batch["x"])}
-        return terms | ({"kl": action.kl().mean()} if action.mu is not None else {})
+        if action.indices is None:
+            return terms | {"kl": action.kl().mean()}
+        share = nn.functional.one_hot(action.indices, self.config.codebook_size).float().mean((0, 1))
+        return terms | {"perplexity": torch.special.entr(share).sum().exp(), "codes_used": (share > 0).sum().float()}
 
     def replace_unused(self, generator: torch.Generator) -> int:
         """Replace unused codes, see `NSVQ.replace_unused`; quantizers without a learned codebook have none: 0."""
