@@ -87,7 +87,7 @@ def test_units_stand_beside_the_names(tmp_path: Path) -> None:
     events.Reload()
     assert set(events.Tags()["scalars"]) == {
         "val/mse [per element, squared scale of x]",
-        "val/kl [nats per sample]",
+        "val/kl [nats]",
         "val/loss [weighted sum of the terms]",
         "val/other",
         "val/memory_mb",

@@ -1,6 +1,7 @@
 """Held-out figures beside honest floors, with their uncertainty over groups (clips, runs)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,7 @@ from workbench.metrics import (
     fit_mean,
     fit_pca,
     image_errors,
+    kl_per_dimension,
     mse,
     path_length_ratio,
     perceptual_path_length,
@@ -154,6 +156,29 @@ def encode_split(model: nn.Module, dataset: Dataset, batch_size: int) -> Posteri
     mu = torch.cat([p.mu for p in posteriors]).cpu()
     stochastic = posteriors[0].logvar is not None
     return Posterior(mu, torch.cat([p.logvar for p in posteriors]).cpu() if stochastic else None)
+
+
+@dataclass(frozen=True)
+class LatentUse:
+    """How much each dimension of a latent carries over some samples.
+
+    Args:
+        mu: Posterior means of the Gaussian dimensions, or of all where there are none.
+        of_dimension: KL of each in nats, or the variance of its mean.
+        label: Which of the two.
+    """
+
+    mu: Float[Tensor, "n d"]
+    of_dimension: Float[Tensor, " d"]
+    label: str
+
+
+def latent_use(posterior: Posterior) -> LatentUse:
+    """KL of each Gaussian dimension; of a deterministic latent, the variance of each."""
+    if posterior.logvar is None:
+        return LatentUse(posterior.mu, posterior.mu.var(0), "variance of mu [1]")
+    mu = posterior.gaussian_mu
+    return LatentUse(mu, kl_per_dimension(mu, posterior.logvar), "KL [nats]")
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.losses import gaussian_kl
 
@@ -78,3 +78,9 @@ class LatentLayout:
         if z.shape[1] != self.size:
             raise ValueError(f"z has {z.shape[1]} values per sample: must have {self.size} ({self.shapes})")
         return {name: z[:, part].unflatten(1, self.shapes[name]) for name, part in self.slices.items()}
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of at most 8 groups, of at least 4 channels where it divides so."""
+    largest = min(8, max(1, channels // 4))
+    return nn.GroupNorm(next(g for g in range(largest, 0, -1) if channels % g == 0), channels)

@@ -225,26 +225,28 @@ def histogram_of_values(values: dict[str, Values], label: str) -> Figure:
     return fig
 
 
-def kl_spectrum(kl: Float[Tensor, " d"], threshold_note: str | None = None) -> Figure:
+def kl_spectrum(kl: Float[Tensor, " d"], threshold_note: str | None = None, label: str = "KL [nats]") -> Figure:
     """KL of every latent dimension, largest first, and the share of the total they reach together.
 
     Args:
-        kl: KL of each dimension in nats, see `metrics.kl_per_dimension`.
+        kl: KL of each dimension in nats, see `metrics.kl_per_dimension`; or its variance, where there is none.
         threshold_note: A sentence for the title, for example how many dimensions are active.
+        label: Which of the two, with its unit.
     """
+    what = label.partition(" [")[0]
     heights = np.sort(_array(kl))[::-1]
     ranks = np.arange(1, len(heights) + 1)
     fig = new_figure(float(np.clip(0.2 * len(heights) + 2, 6, 12)), 3.6)
     ax = fig.subplots()
-    ax.bar(ranks, heights, color=PALETTE[0], label="KL of the dimension")
-    ax.set(xlabel="latent dimensions, by descending KL [rank]", ylabel="KL [nats]", ylim=(0, None))
+    ax.bar(ranks, heights, color=PALETTE[0], label=f"{what} of the dimension")
+    ax.set(xlabel=f"latent dimensions, by descending {what} [rank]", ylabel=label, ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(threshold_note or "", fontsize=10)
     handles = ax.get_legend_handles_labels()
     if heights.sum() > 0:
         share = ax.twinx()
         share.plot(ranks, 100 * heights.cumsum() / heights.sum(), ".-", color=PALETTE[1], label="cumulative share")
-        share.set(ylabel="share of the total KL [%]", ylim=(0, 105))
+        share.set(ylabel=f"share of the total {what} [%]", ylim=(0, 105))
         handles = [a + b for a, b in zip(handles, share.get_legend_handles_labels(), strict=True)]
     fig.legend(*handles, loc="outside lower center", ncols=2)
     return fig

@@ -79,6 +79,19 @@ class TrainConfig(Config):
         return self
 
 
+class HeadWeights(Config):
+    """Weights of what a model of floor plans tells besides the image.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+    """
+
+    segmentation_weight: float = Field(0.05, ge=0, allow_inf_nan=False)
+    """Weight of the cross-entropy of each pixel's class in nats."""
+    classification_weight: float = Field(0.01, ge=0, allow_inf_nan=False)
+    """Weight of the cross-entropy of the image's type in nats."""
+
+
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole training."""
     return config.training_steps or config.epochs * steps_per_epoch
@@ -95,12 +108,20 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def vae_weights(config: TrainConfig, terms: Sequence[str] = ("mse", "kl")) -> Weights:
-    """Weights of a VAE's terms: `recon_weight` of the first, the error; of the others, the KLs, one that may rise."""
+def vae_weights(config: TrainConfig, terms: Sequence[str] = ("mse", "kl"), heads: HeadWeights | None = None) -> Weights:
+    """Weights of a VAE's terms: `recon_weight` of the first, the error; those of heads; of the KLs one that may rise.
+
+    Args:
+        config: Of the training.
+        terms: As the model names them.
+        heads: Weights of the terms `segmentation` and `classification`, where there are such.
+    """
+    of_heads = {"segmentation": "segmentation_weight", "classification": "classification_weight"}
+    fixed = {name: getattr(heads or HeadWeights(), weight) for name, weight in of_heads.items() if name in terms}
 
     def weights(progress: float) -> dict[str, float]:
         ramp = (config.kl_weight_start, config.kl_weight, config.kl_rise_from, config.kl_rise_to)
-        kl = linear_ramp(progress, *ramp)
-        return {terms[0]: config.recon_weight} | dict.fromkeys(terms[1:], kl)
+        kl = dict.fromkeys((name for name in terms[1:] if name not in fixed), linear_ramp(progress, *ramp))
+        return {terms[0]: config.recon_weight} | fixed | kl
 
     return weights

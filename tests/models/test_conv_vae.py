@@ -191,6 +191,7 @@ EXAMPLES = {
         "heads": 2,
         "dim_head": 8,
     },
+    "layout_autoencoder": {"image_size": 16, "base_channels": 4, "n_classes": 3, "n_types": 2},
 }
 """Settings of a small model of each kind; a new kind adds its own."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from workbench.config import Config, ConfigError, nearest
 from workbench.datasets.clips import ClipsConfig, open_clips
 from workbench.datasets.fields import SimulationConfig
+from workbench.datasets.layouts import LayoutsConfig, open_layouts
 from workbench.datasets.loading import Dataset
 from workbench.datasets.simulation import open_simulation
 
@@ -18,10 +19,14 @@ from workbench.datasets.simulation import open_simulation
 class DataKind(Config):
     """Which kind of data the others describe."""
 
-    data_kind: Literal["clips", "simulation"]
+    data_kind: Literal["clips", "simulation", "layouts"]
 
 
-DATA = {"clips": (ClipsConfig, open_clips), "simulation": (SimulationConfig, open_simulation)}
+DATA = {
+    "clips": (ClipsConfig, open_clips),
+    "simulation": (SimulationConfig, open_simulation),
+    "layouts": (LayoutsConfig, open_layouts),
+}
 """For each kind of data, its settings and the function that opens it."""
 
 

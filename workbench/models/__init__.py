@@ -15,6 +15,7 @@ from workbench.models.conditioners import (
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAE, HierarchicalVAEConfig
 from workbench.models.laq import LAQ, LAQConfig
+from workbench.models.layout_autoencoder import LayoutAutoencoder, LayoutAutoencoderConfig
 
 MODELS: dict[str, tuple[type[nn.Module], type[Config]]] = {
     "conv_vae": (ConvVAE, ConvVAEConfig),
@@ -22,9 +23,10 @@ MODELS: dict[str, tuple[type[nn.Module], type[Config]]] = {
     "mlp_conditioner": (MLPConditioner, MLPConditionerConfig),
     "cnn_conditioner": (CNNConditioner, CNNConditionerConfig),
     "laq": (LAQ, LAQConfig),
+    "layout_autoencoder": (LayoutAutoencoder, LayoutAutoencoderConfig),
 }
 
-VAES = {"clips": "conv_vae", "simulation": "hierarchical_vae"}
+VAES = {"clips": "conv_vae", "simulation": "hierarchical_vae", "layouts": "layout_autoencoder"}
 """The VAE of each kind of data."""
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.config import Config
-from workbench.layers import LatentLayout, Posterior
+from workbench.layers import LatentLayout, Posterior, norm
 from workbench.losses import ERRORS, residual_kl
 from workbench.models.spectral_norm import spectral_norm
 
@@ -66,12 +66,6 @@ class HierarchicalVAEConfig(HierarchicalVAESettings):
     """Nodes of the field, times its variables."""
     steps: int = Field(ge=1)
     """Time steps of the field."""
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of at most 8 groups, of at least 4 channels where it divides so."""
-    largest = min(8, max(1, channels // 4))
-    return nn.GroupNorm(next(g for g in range(largest, 0, -1) if channels % g == 0), channels)
 
 
 class WideConv(nn.Conv1d):
