@@ -10,7 +10,18 @@ PACKAGE = ROOT / "workbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"workbench", "paths", "config", "progress", "process", "simulgen", "importing"},
-    {"losses", "layers", "metrics", "lpips", "interpolation", "plots", "field_plots", "latent_action_plots", "segmentation", "replicate_plots"},
+    {
+        "losses",
+        "layers",
+        "metrics",
+        "lpips",
+        "interpolation",
+        "plots",
+        "field_plots",
+        "latent_action_plots",
+        "segmentation",
+        "replicate_plots",
+    },
     {"datasets"},
     {"models"},
     {"published"},
@@ -19,11 +30,11 @@ LAYERS = [
     {"listing", "schedule", "health", "objectives", "augmentation", "logs", "provenance", "costs"},
     {"training", "conditioning"},
     {"comparison", "floors", "information", "probes", "rate_distortion", "stability"},
-    {"ablation", "rivals", "encoders", "replicates", "verdicts"},
+    {"ablation", "rivals", "encoders", "replicates", "criteria", "verdicts"},
     {"action_comparison", "action_codes"},
     {"explorer"},
     {"parameters"},
-    {"sweeps"},
+    {"sweeps", "tasks", "kernels"},
     {"batch"},
     {"doctor", "__main__"},
 ]

@@ -23,7 +23,7 @@ from workbench.schedule import HeadWeights, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FILES = sorted((ROOT / "params").rglob("*.yaml"))
+FILES = sorted(path for path in (ROOT / "params").rglob("*.yaml") if path.name != "settings.yaml")
 INSPECT, VAE, CONDITIONER = (
     ROOT / "notebooks" / f"{name}.ipynb" for name in ("01_inspect_data", "02_train_vae", "03_train_conditioner")
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.action_comparison import COPY, MEAN, displacement, over_seeds
 from workbench.comparison import batches, encode_split
 from workbench.datasets.clips import ClipDataset
+from workbench.datasets.frames import DataError
 from workbench.information import (
     action_sentence,
     code_words,
@@ -164,6 +165,8 @@ def code_verdicts(
 ) -> dict[str, str]:
     """Of each latent action model: is its codebook in use, and what do its codes tell of the labels, for every seed.
 
+    A probe of the labels is fitted where there are several seeds.
+
     Args:
         dataset: Pairs that no model was trained on.
         labels: Class of each pair; None where nobody knows.
@@ -187,13 +190,12 @@ def code_verdicts(
             rows[f"Do the codes of {name} mean actions?"] = each_seed(
                 {key: action_sentence(t.bits, of, t.p, t.chance_bits) for key, t in tests.items()}
             )
-        if labels is not None:
-            features = {
-                key: one_hot_codes(coded[key], size) if key in coded else actions.features.flatten(1)
-                for key, actions in found.items()
-            }
+        if labels is not None and len(found) > 1:
+            means = {key: actions.features.flatten(1) for key, actions in found.items() if key not in coded}
+            features = {key: one_hot_codes(indices, size) for key, indices in coded.items()} | means
             scores = {key: probe(values, labels, groups, "linear", folds, seed) for key, values in features.items()}
-            rows[f"Can the action be read from {name}?"] = seeds_sentence(scores, "its codes" if coded else "its mean")
+            what = f"{name}: {'codes' if coded else 'mean'}"
+            rows[f"Can action be read from {what}?"] = seeds_sentence(scores, what)
     return rows
 
 
@@ -219,13 +221,17 @@ def labelled(dataset: ClipDataset, column: str) -> ClipDataset:
     """The pairs whose class in a column is known and occurs in at least two clips; all of them for an empty column.
 
     Raises:
-        DataError: the data have no such column.
+        DataError: the data have no such column, or no such class.
     """
     if not column:
         return dataset
     classes = dataset.column(column)
-    known = ~pd.isna(classes)
+    known = ~pd.isna(classes) & (classes.astype(str) != "")  # a test list of Something-Something has no labels
     known[known] = in_enough_clips(classes[known].astype(str), dataset.clips.group[dataset.segment[known]])
+    if not known.any():
+        raise DataError(
+            f"action={column!r}: none of its classes is that of two held-out clips; choose another, or none"
+        )
     if not known.all():
         print(
             f"{(~known).sum()} of {len(known)} pairs have no {column} that another clip has too: left out of the probes"

@@ -16,6 +16,7 @@ from workbench.datasets.clips import ClipDataset, normalize
 from workbench.datasets.frames import DataError, FrameError, load_image
 from workbench.datasets.loading import Batch, to_device
 from workbench.metrics import image_errors
+from workbench.paths import resolve
 from workbench.probes import (
     Gain,
     gain_db,
@@ -77,7 +78,7 @@ def open_pair(first: str | Path, second: str | Path, image_size: int, allow_upsc
         DataError: one is absent, does not decode, or is too small.
     """
     frames = {}
-    for name, path in (("first", Path(first).expanduser()), ("x", Path(second).expanduser())):
+    for name, path in (("first", resolve(str(first))), ("x", resolve(str(second)))):
         try:
             frames[name] = normalize(torch.from_numpy(load_image(path, image_size, allow_upscale)[0].copy())[None])
         except FrameError as error:
@@ -111,16 +112,23 @@ def pair_errors(
 ) -> pd.DataFrame:
     """Errors of the second frames as each model and floor gives them, one row per model, training seed and pair.
 
+    Latent action models are there a second time, `swapped`: under the code of another pair.
+
     Returns:
         Columns name, seed, group, mse, psnr, ssim, and lpips where a distance is given.
     """
-    methods = {(rival.name, rival.seed): rival.predict for rival in models} | {
-        (name, 0): f for name, f in floors.items()
-    }
+    methods = {(rival.name, rival.seed): rival.predict for rival in models}
+    methods |= {(swapped(rival.name), rival.seed): rival.predict_swapped for rival in models if rival.acts}
+    methods |= {(name, 0): predict for name, predict in floors.items()}
     numbered = {str(i): predict for i, predict in enumerate(methods.values())}
     errors = prediction_errors(numbered, dataset, batch_size, device, distance=distance)
     names = pd.DataFrame(list(methods), columns=["name", "seed"])
     return names.iloc[errors.pop("method").astype(int)].reset_index(drop=True).join(errors)
+
+
+def swapped(name: str) -> str:
+    """What tables call a latent action model under the codes of other pairs."""
+    return f"{name}, code of another pair"
 
 
 def over_seeds(errors: pd.DataFrame) -> pd.DataFrame:
@@ -187,6 +195,9 @@ def error_verdicts(errors: pd.DataFrame, models: Sequence[Rival], pca: str) -> d
     for name, rival in first_seeds(models).items():
         for floor, shown in ((COPY, "copy-frame"), (MEAN, MEAN)) if rival.acts else ((pca, pca),):
             rows[f"Does {name} beat {shown}?"] = gain_sentence(gains(errors, name, floor), name, shown)
+        if rival.acts:
+            other = gains(errors, name, swapped(name))
+            rows[f"What does the code of {name} add?"] = gain_sentence(other, name, "itself with another pair's code")
     if {"LAQ", "LAQ continuous"} <= {rival.name for rival in models}:
         costs = gain_sentence(gains(errors, "LAQ", "LAQ continuous"), "LAQ", "a continuous latent action")
         rows["What does quantising the action cost?"] = costs

@@ -71,11 +71,12 @@ def latent_statistics(
     heights = np.sort(kl.cpu().numpy())[::-1]
     left.bar(np.arange(1, len(heights) + 1), heights, color=PALETTE[0])
     left.set(xlabel="latent dimension, by descending KL [rank]", ylabel="KL [nats]", ylim=(0, None))
-    left.set_title(f"{names[0]}: {heights.sum():.0f} nats in all", fontsize=10)
+    left.set_title(f"{names[0]}: {heights.sum():.1f} nats in all", fontsize=10)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    drawn = right.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    right.set(xlabel="entry of the codebook", ylabel="place in the word", yticks=range(len(shares)))
-    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn = right.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    right.set(xlabel="entry of the codebook", ylabel="place in the word")
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there may be a single place
     if shares.size <= LABELLED_SHARES:
         for (row, column), share in np.ndenumerate(shares):
             colour = "black" if share > 0.6 else "white"

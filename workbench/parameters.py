@@ -16,14 +16,16 @@ from workbench.conditioning import ConditioningConfig
 from workbench.config import Config, ConfigError, problems
 from workbench.datasets.clips import ClipsConfig
 from workbench.datasets.fields import SimulationConfig
+from workbench.datasets.layouts import LayoutsConfig
 from workbench.datasets.opening import DATA, DataKind
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAESettings
 from workbench.models.laq import LAQConfig
+from workbench.models.layout_autoencoder import LayoutAutoencoderSettings
 from workbench.paths import project_root
 from workbench.process import DeviceName
 from workbench.rivals import RivalsConfig
-from workbench.schedule import TrainConfig
+from workbench.schedule import HeadWeights, TrainConfig
 
 
 class InspectConfig(Config):
@@ -39,6 +41,7 @@ class EvaluationConfig(Config):
     """Ranges of how notebook 02 evaluates; 0 samples means all."""
 
     floor_samples: int = Field(0, ge=0)
+    floor_components: int = Field(0, ge=0)
     eval_samples: int = Field(0, ge=0)
     active_threshold: float = Field(0.01, ge=0)
 
@@ -94,12 +97,27 @@ class ActionComparisonConfig(Config):
         return self
 
 
+class EncoderComparisonConfig(Config):
+    """Ranges of what notebook 06 measures; 0 samples means all."""
+
+    split: Literal["train", "val", "test"] = "val"
+    tolerance: float = Field(0.01, ge=0, lt=1)
+    device: DeviceName = "auto"
+    batch_size: int = Field(64, ge=1)
+    pairs: int = Field(1, ge=1)
+    path_steps: int = Field(2, ge=2)
+    shown_epochs: int = Field(1, ge=1)
+    floor_samples: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
+
+
 CONFIGS: dict[str, tuple[type[Config], ...]] = {
     "01_inspect_data": (DataKind, InspectConfig),
     "02_train_vae": (DataKind, TrainConfig, EvaluationConfig),
     "03_train_conditioner": (ConditionerRunConfig, ConditioningConfig, TrainConfig),
     "04_interpolate_latents": (WalkConfig,),
     "05_compare_vae_laq": (ActionComparisonConfig, RivalsConfig, ClipsConfig, TrainConfig, LAQConfig, ConvVAEConfig),
+    "06_compare_encoders": (EncoderComparisonConfig,),
 }
 """The settings classes that each notebook's parameters go into; their ranges hold for its parameter files."""
 
@@ -108,6 +126,7 @@ OF_KIND: dict[str, dict[str, tuple[type[Config], ...]]] = {
     "02_train_vae": {
         "clips": (ClipsConfig, ConvVAEConfig),
         "simulation": (SimulationConfig, HierarchicalVAESettings, AugmentConfig),
+        "layouts": (LayoutsConfig, LayoutAutoencoderSettings, HeadWeights),
     },
 }
 """Further ones of notebooks with a `data_kind`, by kind; what only other kinds have must keep its default."""

@@ -109,6 +109,11 @@ class Rival:
             return self.model(batch["x"]).clamp(-1, 1)
         return self.imagine(batch["first"], self.model.encode(batch["first"], batch["x"]).codes)
 
+    def predict_swapped(self, batch: Batch) -> Tensor:
+        """As `predict`, but each pair under the code of another one, half a batch away: what the code itself adds."""
+        codes = self.model.encode(batch["first"], batch["x"]).codes
+        return self.imagine(batch["first"], codes.roll(max(1, len(codes) // 2), 0))
+
     def imagine(self, first: Tensor, codes: Tensor) -> Tensor:
         """The frames in [-1, 1] that follow `first` under some codes, vectors or indices."""
         x_hat = self.model.decode(first, codes)
