@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from workbench.batch import run_folder
+from workbench.datasets.synthetic import write_pushing
 from workbench.paths import outputs_root
 
 ROOT = Path(__file__).parents[1]
@@ -46,3 +47,30 @@ def test_pictures_as_conditions(outputs: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run_folder(ROOT / "params" / "demo-simulation", settings) == 0
     summary = json.loads((outputs / "pictures" / "conditioner" / "summary.json").read_text())
     assert summary["relative_l2"] > 0 and summary["relative_l2_kernel_ridge"] > 0
+
+
+@pytest.mark.slow
+def test_latent_actions_of_clips_without_labels_and_of_a_pair_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notebook 05 on clips of which nothing is known: no probes, but errors, codes, and the images that were given."""
+    monkeypatch.setenv("WORKBENCH_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.chdir(ROOT)
+    clips = write_pushing(tmp_path / "clips", clips=40, frames=8, size=64)
+    for name in ("actions.csv", "conditions.csv", "pushing.json"):
+        (clips / name).unlink()
+    folder = ROOT / "params" / "clips"
+    settings = {"data": str(clips), "experiment": "unlabelled", "offsets": "[1, 2]", "epochs": "1", "pair_offset": "5"}
+    settings |= {"dim": "16", "heads": "2", "dim_head": "8", "hidden_dims": "[8, 16]", "measured_pairs": "4"}
+    settings |= {"quantizers": "[]", "kl_weights": "[]", "batch_size": "16", "latent_dim": "8"}
+    settings |= {
+        f"{name}_image": str(clips / "clip_00000" / f"img_{i:05d}.jpg") for name, i in (("first", 1), ("second", 6))
+    }
+    assert run_folder(folder, settings) == 0
+    run = tmp_path / "outputs" / "unlabelled" / "comparison"
+    drawn = {path.stem for path in (run / "figures").glob("*.png")}
+    assert {"comparison", "pair", "rate_distortion", "code_grid", "transfer"} <= drawn and "probes" not in drawn
+    gate = (run / "gate.csv").read_text()
+    assert "Does LAQ beat copy-frame?" in gate and "be read from" not in gate
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["mse_copy_the_first_frame"] > 0 and summary["mse_LAQ"] > 0
