@@ -188,16 +188,23 @@ def test_rate_distortion_of_floors_alone() -> None:
 
 
 def test_codebook_use_over_training() -> None:
-    steps = np.arange(0, 400, 100)
-    fig = codebook_use(steps, {"train": [1, 2, 4, 6], "val": torch.tensor([1, 3, 5, 7])}, 8, [3, np.nan, 1, 0])
+    """Each model has steps of its own."""
+    logs = {
+        name: pd.DataFrame({"step": steps, "perplexity": 2.5, "codes_used": used, "replaced": replaced})
+        for name, steps, used, replaced in (
+            ("LAQ", [1, 20, 40], [3, 5, 8], [0, 4, 1]),
+            ("other", [1, 10], [1, 2], [0, 7]),
+        )
+    }
+    fig = codebook_use(logs, 8)
     use, replaced = fig.axes
     assert fits(fig)
-    np.testing.assert_array_equal(use.lines[0].get_ydata(), [1, 2, 4, 6])
-    np.testing.assert_array_equal(use.lines[1].get_ydata(), [1, 3, 5, 7])
-    np.testing.assert_array_equal(replaced.lines[0].get_xydata(), [[0, 3], [200, 1], [300, 0]])
-    assert texts(fig.legends[0]) == ["train", "val", "even use of all 8", "one entry only"]
-    assert use.get_ylabel() == "use of the codebook [entries]" and replaced.get_xlabel() == "training step"
-    assert len(codebook_use(steps, {"val": [1, 2, 3, 4]}, 8).axes) == 1
+    np.testing.assert_array_equal(use.lines[1].get_xydata(), [[1, 3], [20, 5], [40, 8]])
+    np.testing.assert_array_equal(use.lines[2].get_xydata(), [[1, 2.5], [10, 2.5]])
+    np.testing.assert_array_equal(replaced.lines[1].get_xydata(), [[1, 0], [10, 7]])
+    names = ["LAQ: perplexity", "LAQ: entries used", "other: perplexity", "other: entries used", "all 8"]
+    assert texts(fig.legends[0]) == names
+    assert use.get_ylabel() == "entries in a batch" and replaced.get_xlabel() == "training step"
 
 
 def test_a_row_of_the_code_grid_is_what_a_code_does() -> None:

@@ -4,10 +4,10 @@ import torch
 
 from workbench.datasets.frames import DataError
 from workbench.information import one_hot_codes
+from workbench.metrics import fit_pca
 from workbench.probes import (
     Gain,
     ProbeResult,
-    fit_difference_pca,
     gain_db,
     gain_sentence,
     in_enough_clips,
@@ -147,7 +147,7 @@ def test_pca_features_are_coordinates_of_the_difference() -> None:
     first, direction = torch.rand(20, 1, 8, 8, generator=g), torch.rand(1, 1, 8, 8, generator=g)
     size = torch.linspace(-1, 1, 20)
     x = first + size.view(-1, 1, 1, 1) * direction
-    features = pca_difference_features(first, x, fit_difference_pca(first, x, 1))
+    features = pca_difference_features(first, x, fit_pca(lambda: [x - first], 1))
     assert features.shape == (20, 1)
     np.testing.assert_allclose(abs(features[:, 0]), abs(size) * direction.norm(), atol=1e-4)
 

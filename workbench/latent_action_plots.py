@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
-from workbench.plots import LINE_STYLES, MARKERS, PALETTE, Values, image_grid, new_figure
+from workbench.plots import LINE_STYLES, MARKERS, PALETTE, image_grid, new_figure
 
 LABELLED_SHARES = 64  # up to so many are written into their cells
 LOWEST_R2 = -0.25  # bars of worse probes end here; their numbers stand
@@ -129,37 +129,27 @@ def _draw_points(ax: Axes, points: pd.DataFrame, i: int, name: str, hollow: bool
         ax.annotate(row.setting, (row.bits, row.error), (4, 7), textcoords="offset points", fontsize=8)
 
 
-def codebook_use(
-    steps: Values, perplexity: Mapping[str, Values], codebook_size: int, replaced: Values | None = None
-) -> Figure:
-    """Perplexity or number of the codes in use over training, and the entries replaced at those steps below it.
+def codebook_use(logs: Mapping[str, pd.DataFrame], codebook_size: int) -> Figure:
+    """Entries in use and their perplexity over training, and below them the entries replaced since the step before.
 
     Args:
-        steps: Training steps logged.
-        perplexity: By name, one per step; for example per split, or per position; or the number of entries used.
+        logs: Rows of training by name of the model: step, perplexity, codes_used and replaced.
         codebook_size: Drawn as the line of even use.
-        replaced: Entries of the codebook replaced at each step; NaN where there was no replacement.
     """
-    rows = 1 if replaced is None else 2
-    fig = new_figure(7, 3.4 if rows == 1 else 5)
-    axes = fig.subplots(rows, 1, squeeze=False, sharex=True, height_ratios=(2, 1)[:rows])[:, 0]
-    for i, (name, values) in enumerate(perplexity.items()):
-        style = {"color": PALETTE[i % len(PALETTE)], "ls": LINE_STYLES[i % 4], "marker": MARKERS[i % len(MARKERS)]}
-        axes[0].plot(steps, values, ms=4, lw=1.4, label=name, **style)
-    axes[0].axhline(codebook_size, color="black", ls=":", label=f"even use of all {codebook_size}")
-    axes[0].axhline(1, color="0.5", ls=":", label="one entry only")
-    axes[0].set(ylabel="use of the codebook [entries]", ylim=(0, codebook_size * 1.08))
-    fig.legend(loc="outside right upper", fontsize=9)
-    if replaced is not None:
-        counts = np.asarray(replaced, float)
-        shown = ~np.isnan(counts)
-        axes[1].vlines(np.asarray(steps)[shown], 0, counts[shown], color=PALETTE[0])
-        axes[1].plot(np.asarray(steps)[shown], counts[shown], "o", ms=4, color=PALETTE[0])
-        axes[1].set(ylabel="entries replaced", ylim=(0, codebook_size * 1.08))
-        axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[-1].set(xlabel="training step")
-    for ax in axes:
+    fig = new_figure(8, 5)
+    use, below = fig.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    for i, (name, log) in enumerate(logs.items()):
+        colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+        use.plot(log["step"], log["perplexity"], f"{marker}-", color=colour, ms=4, label=f"{name}: perplexity")
+        use.plot(log["step"], log["codes_used"], ":", color=colour, lw=1.6, label=f"{name}: entries used")
+        below.plot(log["step"], log["replaced"], f"{marker}-", color=colour, ms=4, lw=0.8)
+    use.axhline(codebook_size, color="black", ls="--", lw=1, label=f"all {codebook_size}")
+    use.set(ylabel="entries in a batch", ylim=(0, codebook_size * 1.08))
+    below.set(xlabel="training step", ylabel="entries replaced", ylim=(0, codebook_size * 1.08))
+    below.yaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in (use, below):
         ax.grid(alpha=0.3)
+    fig.legend(loc="outside right upper", fontsize=9)
     return fig
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from workbench.datasets.frames import DataError
 from workbench.information import Labels, Whole, array_of, matching
-from workbench.metrics import PCA, fit_pca
+from workbench.metrics import PCA
 
 Numbers = Float[np.ndarray, "_ ..."] | Float[Tensor, "_ ..."]
 Split = tuple[np.ndarray, np.ndarray]
@@ -275,15 +275,10 @@ def _r2(y: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> float:
     return float((1 - np.square(y[rows] - predicted[rows]).mean(0) / y.var(0)).mean())
 
 
-def fit_difference_pca(first: Float[Tensor, "n c h w"], x: Float[Tensor, "n c h w"], n_components: int) -> PCA:
-    """Principal components of the pixel differences x - first; fit them on training pairs."""
-    return fit_pca(lambda: [x - first], n_components)
-
-
 def pca_difference_features(
     first: Float[Tensor, "n c h w"], x: Float[Tensor, "n c h w"], pca: PCA
 ) -> Float[np.ndarray, "n k"]:
-    """Coordinates of pixel differences along fitted components: what a probe gets without any learnt encoder."""
+    """Coordinates of pixel differences along components fitted on those of training: what nobody has to train."""
     return pca.encode(x - first).double().cpu().numpy()
 
 

@@ -11,8 +11,8 @@ from torch.distributions import Normal, kl_divergence
 
 from workbench.checkpoints import build_model, load_foreign, load_safetensors, load_weights, save_model
 from workbench.config import ConfigError
-from workbench.losses import residual_kl
 from workbench.layers import norm
+from workbench.losses import residual_kl
 from workbench.models.hierarchical_vae import HierarchicalVAE, HierarchicalVAEConfig
 
 REFERENCE = Path(__file__).parents[1] / "data" / "simulation_vae.safetensors"
