@@ -1,10 +1,14 @@
-import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +16,25 @@ import nbformat
 import psutil
 import pytest
 import tiny
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_notebook
+from projects import KERNEL, OPEN, PARAMETERS, REPORT, SEED, make_project, make_sweep, write_notebook, write_params
 
-from workbench import batch
-from workbench.batch import LocalKernel, Task, execute, plan, run_folder
+from workbench import batch, runs
+from workbench.batch import run_folder
 from workbench.checkpoints import load_checkpoint
 from workbench.config import ConfigError
+from workbench.datasets.threads import usable_cores
 from workbench.listing import describe_run
+from workbench.paths import outputs_root
 from workbench.runs import Run, RunError, open_run
+from workbench.tasks import Task, plan
 
 TESTS = Path(__file__).parent
-KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-PARAMETERS = """
-experiment: str = "smoke"  # folder in outputs/
-run: str = "r"  # folder in the experiment
-n: int = 1  # a number
-lr: float = 0.1  # another one
-dims: list[int] = [1]  # a list
-"""
-OPEN = """
-from workbench import parameters, runs
-params = parameters.resolve("{name}", globals())
-this_run = runs.open_run(params)
-"""
-
-
-def write_notebook(root: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> None:
-    tagged = new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]})
-    content = new_notebook(cells=[tagged, *map(new_code_cell, cells)], metadata=KERNEL)
-    nbformat.write(content, root / "notebooks" / f"{name}.ipynb")
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of two notebooks and the parameter folder params/demo for both."""
-    for folder in ("notebooks", "params/demo"):
-        (tmp_path / folder).mkdir(parents=True)
-    write_notebook(tmp_path, "01_first", "print('first', n)")
-    write_notebook(tmp_path, "02_second", "print('second', n)")
-    write_params(tmp_path, **{"01_first": "run: one\nn: 5", "02_second": "run: two"})
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def write_params(root: Path, **files: str) -> None:
-    for name, text in files.items():
-        (root / "params" / "demo" / f"{name}.yaml").write_text(text)
+    return make_project(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -77,55 +54,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     return tasks
 
 
-# --- the plan: everything is checked before anything starts ---
-
-
-def test_the_plan_holds_every_notebook_in_order_with_its_parameters(project: Path) -> None:
-    first, second = plan(project / "params" / "demo", {})
-    assert [first.notebook.stem, second.notebook.stem] == ["01_first", "02_second"]
-    assert first.given == {"experiment": "demo", "run": "one", "n": 5}
-    assert first.resolved == {"experiment": "demo", "run": "one", "n": 5, "lr": 0.1, "dims": [1]}
-
-
-def test_a_folder_of_folders_names_the_experiment(project: Path) -> None:
-    (project / "params" / "layouts").mkdir()
-    (project / "params" / "demo").rename(project / "params" / "layouts" / "phase1_1")
-    assert plan(project / "params" / "layouts" / "phase1_1", {})[0].resolved["experiment"] == "layouts/phase1_1"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ({"n": "7"}, {"n": 7}),
-        ({"lr": "1e-4"}, {"lr": 1e-4}),
-        ({"lr": "2"}, {"lr": 2.0}),
-        ({"dims": "[3, 4]"}, {"dims": [3, 4]}),
-        ({"run": "5"}, {"run": "5"}),
-        ({"run": "a=b"}, {"run": "a=b"}),
-    ],
-)
-def test_overrides_go_to_every_notebook_that_knows_them(project: Path, overrides: dict, expected: dict) -> None:
-    for task in plan(project / "params" / "demo", overrides):
-        assert {key: task.resolved[key] for key in expected} == expected
-        assert {key: task.given[key] for key in expected} == expected
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"lrr": "1"}, "unknown parameter 'lrr': did you mean 'lr'?"),
-        ({"n": "many"}, "-p n='many', for params/demo/{file}.yaml: must be a whole number"),
-        ({"n": "1.5"}, "-p n=1.5, for params/demo/{file}.yaml: must be a whole number"),
-        ({"lr": "true"}, "-p lr='true', for params/demo/{file}.yaml: must be a number"),
-        ({"dims": "[1, 2"}, "-p dims='[1, 2', for params/demo/{file}.yaml: must be a list, such as [32, 64, 128]"),
-    ],
-)
-def test_a_wrong_override_is_named(project: Path, executed: list, overrides: dict, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        run_folder(project / "params" / "demo", overrides)
-    files = ["01_first", "02_second"] if "{file}" in message else [""]
-    assert str(caught.value).splitlines() == [message.format(file=file) for file in files]
-    assert executed == []
+# --- everything is checked before anything starts ---
 
 
 def test_every_problem_of_every_file_is_told_before_the_first_starts(project: Path, executed: list) -> None:
@@ -144,33 +73,12 @@ def test_every_problem_of_every_file_is_told_before_the_first_starts(project: Pa
     assert executed == [] and not (project / "outputs").exists()
 
 
-def test_a_notebook_is_suggested(project: Path) -> None:
-    (project / "params" / "demo" / "02_secnod.yaml").touch()
-    with pytest.raises(ConfigError, match="02_secnod.yaml: no notebook of that name; did you mean '02_second'?"):
-        plan(project / "params" / "demo", {})
-
-
 def test_a_run_of_another_configuration_stops_before_the_first_starts(project: Path, executed: list) -> None:
     begun = open_run({"experiment": "demo", "run": "two", "n": 1, "lr": 0.5, "dims": [1]})
     (begun.path / "metrics.csv").touch()
     with pytest.raises(RunError, match="demo/two holds a run of another configuration:\n  lr: 0.5 there, 0.1 here\n"):
         run_folder(project / "params" / "demo", {})
     assert executed == []
-
-
-def test_a_folder_outside_of_any_project(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (elsewhere / "01_first.yaml").touch()
-    with pytest.raises(ConfigError, match=f"{elsewhere}: lies in no project, .*: move it into params/"):
-        plan(elsewhere, {})
-
-
-def test_no_such_folder_and_an_empty_one(project: Path) -> None:
-    with pytest.raises(ConfigError, match="params/dmo: no such folder of parameter files"):
-        plan(Path("params/dmo"), {})
-    (project / "params" / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"params/empty: holds no parameter files \(<notebook>.yaml\)"):
-        plan(Path("params/empty"), {})
 
 
 # --- the order of things, without kernels ---
@@ -254,9 +162,6 @@ def test_lines_for_a_terminal_and_for_a_log(capsys: pytest.CaptureFixture, monke
 
 
 def test_what_the_kernel_reports_is_shown(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import json
-    import threading
-
     shown, done, path = [], threading.Event(), project / "status.json"
     monkeypatch.setattr(batch, "REFRESH_SECONDS", 0.01)
     status = {"state": "running", "updated": time.time() + 5, "what": "training", "done": 5, "total": 9}
@@ -268,6 +173,179 @@ def test_what_the_kernel_reports_is_shown(project: Path, monkeypatch: pytest.Mon
     done.set()
     watcher.join()
     assert shown[0] == "02  0:00  training 5/9 mse 0.5  1:01 left"
+
+
+# --- sweeps, without kernels ---
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The parameter folder of a sweep; each record of the time is a second after the one before."""
+    seconds = count()
+    monkeypatch.setattr(runs, "now", lambda: (datetime(2025, 1, 1) + timedelta(seconds=next(seconds))).isoformat())
+    return make_sweep(tmp_path, monkeypatch) / "params" / "demo"
+
+
+class Pretended:
+    """What was executed, and how each ends: by name an error, or something to do first."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.ends: dict[str, str | Callable[[], str]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return [task.name for task in self.tasks]
+
+    def __call__(self, task: Task, output: Path, root: Path) -> str:
+        self.tasks.append(task)
+        nbformat.write(new_notebook(metadata=KERNEL), output)
+        end = self.ends.get(task.name, "")
+        error = end if isinstance(end, str) else end()
+        if not error:
+            Run(output.parent).finish()
+        return error
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
+    execute = Pretended()
+    monkeypatch.setattr(batch, "execute", execute)
+    return execute
+
+
+def test_a_sweep_runs_between_the_others_and_a_second_time_nothing(sweep: Path, pretended: Pretended) -> None:
+    assert run_folder(sweep, {}, seeds=2) == 0
+    assert pretended.names == ["01_first", "V1-0", "V2-0", "V1-1", "V2-1", "06_report"]
+    assert (outputs_root() / "demo" / "V2-1" / "02_train.html").exists()
+    pretended.tasks.clear()
+    assert run_folder(sweep, {}, seeds=2) == 0
+    assert pretended.names == []
+    assert run_folder(sweep, {}, seeds=3) == 0
+    assert pretended.names == ["V1-2", "V2-2", "06_report"], "more seeds: a report on all of them"
+    assert (outputs_root() / "demo" / "report.1" / "summary.json").exists()
+
+
+def test_a_failed_run_stops_no_other_and_is_tried_again(
+    sweep: Path, pretended: Pretended, capsys: pytest.CaptureFixture
+) -> None:
+    pretended.ends = {"V1-0": "ValueError in cell [3]: 13\nmore of it"}
+    assert run_folder(sweep, {}, seeds=2) == 1
+    assert pretended.names == ["01_first", "V1-0", "V2-0", "V1-1", "V2-1", "06_report"]
+    place = outputs_root() / "demo" / "V1-0"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "1 of 4 runs failed; the same command tries them again:",
+        f"  V1-0: ValueError in cell [3]: 13 ({place}/02_train.ipynb)",
+    ]
+    assert describe_run(place)["state"] == "failed ValueError in cell [3]: 13"
+    pretended.tasks.clear()
+    assert run_folder(sweep, {}, seeds=2) == 1
+    assert pretended.names == ["V1-0"], "the report knows of the failure already"
+    pretended.tasks.clear()
+    pretended.ends = {}
+    assert run_folder(sweep, {}, seeds=2) == 0
+    assert pretended.names == ["V1-0", "06_report"]
+    kept = outputs_root() / "demo" / "report.1"
+    assert f"06_report: made anew, as its runs have changed; the old one is kept in {kept}" in capsys.readouterr().out
+
+
+def test_whatever_happens_to_a_run_stops_no_other(
+    sweep: Path, pretended: Pretended, capsys: pytest.CaptureFixture
+) -> None:
+    def full() -> str:
+        raise OSError(28, "No space left on device")
+
+    pretended.ends = {"V1-0": full}
+    assert run_folder(sweep, {}) == 1
+    assert pretended.names == ["01_first", "V1-0", "V2-0", "06_report"]
+    assert "  V1-0: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
+    config = outputs_root() / "demo" / "V2-0" / "config.json"
+    source = {"run": "gone", "file": "model.safetensors", "weights": "ab"}
+    runs.write_json(config, runs.read_json(config) | {"source": source})
+    pretended.ends = {}
+    assert run_folder(sweep, {}) == 1
+    assert pretended.names[4:] == ["V1-0", "06_report"]
+    assert f"  V2-0: {config.parent} was computed from other weights" in capsys.readouterr().out
+
+
+def test_a_failure_before_the_sweep_stops_it(sweep: Path, pretended: Pretended) -> None:
+    pretended.ends = {"01_first": "ValueError in cell [3]: 13"}
+    assert run_folder(sweep, {}) == 1
+    assert pretended.names == ["01_first"]
+
+
+def test_as_many_runs_go_on_at_one_time_as_there_are_jobs(
+    sweep: Path, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits until another is there, and has a device that no other one has meanwhile."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    both = threading.Barrier(2, timeout=20)
+
+    def meet() -> str:
+        return "" if both.wait() < 2 else "three"
+
+    pretended.ends = {f"V{i}-{seed}": meet for i in (1, 2) for seed in range(3)}
+    assert run_folder(sweep, {}, seeds=3) == 0
+    runs_of_sweep = [task for task in pretended.tasks if task.kind == "swept"]
+    assert len(runs_of_sweep) == 6
+    for pair in zip(runs_of_sweep[::2], runs_of_sweep[1::2], strict=True):
+        assert sorted(task.environment["CUDA_VISIBLE_DEVICES"] for task in pair) == ["0", "1"]
+    files = {task.name: task.environment["WORKBENCH_STATUS"] for task in runs_of_sweep}
+    assert files == {name: str(outputs_root() / "demo" / name / "status.json") for name in files}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_sweep(
+    number: int, code: int, sweep: Path, pretended: Pretended, capsys: pytest.CaptureFixture
+) -> None:
+    def stopped() -> str:
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)
+        return "DeadKernelError"
+
+    pretended.ends = {"V2-0": stopped}
+    assert run_folder(sweep, {}, seeds=3) == code
+    assert pretended.names == ["01_first", "V1-0", "V2-0"]
+    name = signal.Signals(number).name
+    assert f"V2-0: stopped by {name}; run the same command again to go on" in capsys.readouterr().out
+    pretended.ends = {}
+    assert run_folder(sweep, {}, seeds=3) == 0
+    assert pretended.names[3:] == ["V2-0", "V1-1", "V2-1", "V1-2", "V2-2", "06_report"]
+
+
+def test_a_run_that_was_preempted_alone_holds_up_the_report_only(sweep: Path, pretended: Pretended) -> None:
+    pretended.ends = {"V1-0": "Preempted in cell [4]: 75"}
+    assert run_folder(sweep, {}) == 75
+    assert pretended.names == ["01_first", "V1-0", "V2-0"]
+
+
+def test_two_processes_at_one_sweep_are_one_too_many(sweep: Path, pretended: Pretended) -> None:
+    folder = outputs_root() / "demo"
+    folder.mkdir(parents=True)
+    with Run(folder).lock(), pytest.raises(RunError, match=f"^{folder} is in use by process {os.getpid()} on "):
+        run_folder(sweep, {})
+    assert pretended.names == []
+
+
+def test_outputs_that_cannot_be_written(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_OUTPUTS", str(sweep / "settings.yaml"))
+    rule = "choose another outputs folder with the environment variable WORKBENCH_OUTPUTS, or change its permissions"
+    with pytest.raises(RunError, match=rf"settings.yaml/demo cannot be written \(.*\): {rule}"):
+        run_folder(sweep, {})
+
+
+def test_the_line_of_a_sweep_tells_of_every_run_that_goes_on(sweep: Path) -> None:
+    tasks = [task for task in plan(sweep, {}, seeds=2) if task.kind == "swept"]
+    runner = batch.SweepRunner(tasks, sweep.parents[1], [{}], [])
+    for task in tasks[:2]:
+        runner.going[Future()] = batch.Execution(task, open_run(task.resolved), {})
+        runner.waiting.popleft()
+    runner.waiting.pop()
+    status = {"state": "running", "updated": time.time() + 5, "what": "training", "done": 5, "total": 9}
+    (outputs_root() / "demo" / "V2-0" / "status.json").write_text(json.dumps(status | {"seconds_left": 61.0}))
+    assert runner._line() == "1/4 runs  |  V1-0  0:00  |  V2-0  0:00  training 5/9   1:01 left"
 
 
 # --- with kernels ---
@@ -302,23 +380,6 @@ print("values", n, lr, dims, "in", os.getcwd())
     assert [output["ename"] for cell in second.cells for output in cell.get("outputs", []) if "ename" in output] == [
         "ZeroDivisionError"
     ]
-
-
-def test_an_idle_kernel_is_not_interrupted_before_its_shutdown() -> None:
-    """It would print `KeyboardInterrupt caught in kernel` now and then."""
-    kernel = LocalKernel(kernel_name="python3")
-    with pytest.raises(RuntimeError, match="No kernel is running"):
-        asyncio.run(kernel._async_interrupt_kernel())
-    kernel.shutting_down = True
-    asyncio.run(kernel._async_interrupt_kernel())
-    kernel.cleanup_ipc_files()
-
-
-@pytest.mark.slow
-def test_a_kernel_that_dies_is_an_error(project: Path) -> None:
-    write_notebook(project, "01_first", "import os; os._exit(9)", "print('never')")
-    task = plan(project / "params" / "demo", {})[0]
-    assert execute(task, project / "out.ipynb", project).startswith("the kernel died: ")
 
 
 TRAIN = f"""
@@ -378,3 +439,54 @@ def test_a_training_that_is_stopped_goes_on_and_ends_as_undisturbed(
     expected, _ = tiny.train(project / "undisturbed")
     assert (run.path / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
     assert tiny.metrics(run) == tiny.metrics(expected)
+
+
+SHOW = """
+import os
+from pathlib import Path
+print("in", os.getcwd(), os.environ["OMP_NUM_THREADS"], Path(os.environ["WORKBENCH_STATUS"]).parent.name)
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_goes_on_side_by_side(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    project, folder = make_sweep(tmp_path, monkeypatch), tmp_path / "outputs" / "demo"
+    cells = (
+        SHOW,
+        OPEN.format(name="02_train"),
+        TRAIN,
+        FIT.replace("this_run.finish", "assert lr < 0.25; this_run.finish"),
+    )
+    write_notebook(project, "02_train", *cells, parameters=PARAMETERS + SEED)
+    report = "print('of', [name for name in runs if (this_run.path.parent / name / 'summary.json').exists()])"
+    opened = OPEN.format(name="06_report").replace("workbench import parameters, runs", "workbench import parameters")
+    opened = opened.replace("this_run = runs.", "from workbench.runs import open_run\nthis_run = ")
+    write_notebook(project, "06_report", opened, report, "this_run.finish()", parameters=REPORT)
+    write_params(project, settings="notebook: 02_train\nsettings: {V1: {lr: 0.2}, V2: {lr: 0.3}}")
+    runs_of_sweep = [Run(folder / name) for name in ("V1-0", "V2-0")]
+    process = command(project, "--jobs", "2")
+    until(lambda: all((run.path / "metrics.csv").exists() for run in runs_of_sweep), process)
+    kernels = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert len(kernels) == 2 and not psutil.wait_procs(kernels, timeout=20)[1], "a kernel was left behind"
+    steps = [load_checkpoint(run.path / "checkpoints" / "last.ckpt")["step"] for run in runs_of_sweep]
+    assert all(0 < step < tiny.STEPS for step in steps) and not (folder / "report").exists()
+    process = command(project, "--jobs", "2")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, out
+    assert "  V2-0: AssertionError in cell [6]: " in out and "1 of 2 runs failed" in out
+    for run, step in zip(runs_of_sweep, steps, strict=True):
+        executed = (run.path / "02_train.ipynb").read_text()
+        assert f"resumed {run.path}/checkpoints/last.ckpt at step {step}" in executed
+        assert f"in {project} {max(1, usable_cores() // 2)} {run.path.name}" in executed
+    assert "of ['V1-0']" in (folder / "report" / "06_report.ipynb").read_text()
+    expected, _ = tiny.train(project / "undisturbed")
+    assert (runs_of_sweep[0].path / "model.safetensors").read_bytes() == (
+        expected.path / "model.safetensors"
+    ).read_bytes()

@@ -45,7 +45,9 @@ def test_run_passes_folder_overrides_and_exit_code(monkeypatch: pytest.MonkeyPat
     called = []
     monkeypatch.setattr(batch, "run_folder", lambda *arguments: called.append(arguments) or 75)
     assert main(["run", "params/demo", "-p", "lr=1e-4", "-p", "run=a=b"]) == 75
-    assert called == [(Path("params/demo"), {"lr": "1e-4", "run": "a=b"})]
+    assert called.pop() == (Path("params/demo"), {"lr": "1e-4", "run": "a=b"}, None, None, False)
+    assert main(["run", "params/demo", "--seeds", "3", "--jobs", "2", "--accept-failures"]) == 75
+    assert called.pop() == (Path("params/demo"), {}, 3, 2, True)
 
 
 def test_an_override_without_a_value(capsys: pytest.CaptureFixture) -> None:
@@ -86,7 +88,17 @@ def test_doctor_looks_at_the_outputs_folder(tmp_path: Path, capsys: pytest.Captu
     assert f"ok       {tmp_path}/outputs can be written" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["rnu"], ["run"], ["import-config"], ["import-config", "condition.txt"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["rnu"],
+        ["run"],
+        ["run", "params/demo", "--seeds", "x"],
+        ["import-config"],
+        ["import-config", "condition.txt"],
+    ],
+)
 def test_a_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -14,6 +14,13 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute the notebooks of a parameter folder, or go on with them")
     run.add_argument("folder", type=Path, help="such as params/demo")
     run.add_argument("-p", metavar="key=value", dest="overrides", action="append", default=[], help="set a parameter")
+    run.add_argument("--seeds", type=int, metavar="N", help="of a sweep (settings.yaml): seeds for each setting")
+    run.add_argument(
+        "--jobs", type=int, metavar="N", help="of a sweep: runs at one time (one for each CUDA device, else 1)"
+    )
+    run.add_argument(
+        "--accept-failures", action="store_true", help="begin from the verdict of a sweep some of whose runs failed"
+    )
     runs = commands.add_parser("runs", help="list the runs of an outputs folder")
     runs.add_argument("folder", type=Path, nargs="?", help="the project's outputs/ when left out")
     settings = commands.add_parser("import-config", help="turn settings of SimulGen-VAE into a parameter folder")
@@ -50,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         from workbench.batch import run_folder
 
-        return run_folder(args.folder, _pairs(args.overrides))
+        return run_folder(args.folder, _pairs(args.overrides), args.seeds, args.jobs, args.accept_failures)
     except (ConfigError, RunError) as error:
         print(error, file=sys.stderr)
         return 1

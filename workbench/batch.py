@@ -1,123 +1,52 @@
-"""A folder of parameter files through papermill: validated first, executed in order, resumed when run again."""
+"""A folder of parameter files through papermill: validated first, executed in order, resumed when run again.
+
+The runs of a sweep go on side by side. Their kernels are processes anyway, so that threads of this process suffice to
+wait for them: nothing is imported twice, one handler receives all signals, and every kernel dies with this process.
+"""
 
 import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import papermill
-import psutil
-import yaml
-from jupyter_client import AsyncKernelManager
-from nbconvert import HTMLExporter
-
-from workbench.checkpoints import write_atomically
-from workbench.config import ConfigError, nearest
-from workbench.parameters import check, declared, read_file
+from workbench.kernels import execute, forwarded_signals, tell_kernels, write_page
 from workbench.paths import OUTPUTS_VARIABLE, outputs_root, project_root
 from workbench.process import PREEMPTED_EXIT, Preempted, handled
-from workbench.progress import write_status
+from workbench.progress import STATUS_VARIABLE, write_status
 from workbench.provenance import check_source
-from workbench.runs import Run, check_parameters, open_run, read_json, run_path
+from workbench.runs import Run, RunError, open_run, read_json, run_path
+from workbench.sweeps import set_aside, slots
+from workbench.tasks import Task, plan
 
 REFRESH_SECONDS = 0.5
 QUIET_SECONDS = 20
 
 
-@dataclass(frozen=True)
-class Task:
-    """One notebook to execute: its source, its parameters as given and as resolved."""
-
-    notebook: Path
-    given: dict[str, Any]
-    resolved: dict[str, Any]
-
-
-def plan(folder: Path, overrides: Mapping[str, str]) -> list[Task]:
-    """Read and check every parameter file of a folder.
-
-    Args:
-        folder: Holds `<notebook>.yaml` files; they run in the order of their names.
-        overrides: `-p key=value` as text; each goes to every notebook that declares the key.
-
-    Raises:
-        ConfigError: all problems of all files, one a line.
-    """
-    if not folder.is_dir():
-        raise ConfigError([(str(folder), "no such folder of parameter files")])
-    root = project_root(folder)
-    files = sorted(folder.glob("*.y*ml"))
-    if not files:
-        raise ConfigError([(str(folder), "holds no parameter files (<notebook>.yaml)")])
-    notebooks = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
-    if not notebooks:
-        raise ConfigError([(str(folder), "lies in no project, whose notebooks it would be for: move it into params/")])
-    found: list[tuple[str, str]] = []
-    tasks, known = [], set()
-    for path in files:
-        try:
-            if path.suffix != ".yaml":
-                raise ConfigError([(str(path), "must end in .yaml")])
-            if path.stem not in notebooks:
-                raise ConfigError([(str(path), f"no notebook of that name; {nearest(path.stem, notebooks)}")])
-            parameters = declared(notebooks[path.stem])
-            known |= parameters.keys()
-            given = {"experiment": _experiment(folder, root)} | read_file(path)
-            given |= {k: _value(v, parameters[k].type) for k, v in overrides.items() if k in parameters}
-            resolved = check(notebooks[path.stem], given, _relative(path, root))
-            check_parameters(run_path(resolved), resolved)
-            tasks.append(Task(notebooks[path.stem], given, resolved))
-        except ConfigError as error:
-            found += [_placed(problem, path, root, overrides) for problem in error.problems]
-    found += [(f"unknown parameter {key!r}", nearest(key, known)) for key in overrides if known and key not in known]
-    if found:
-        raise ConfigError(found)
-    return tasks
-
-
-def _placed(problem: tuple[str, str], path: Path, root: Path, overrides: Mapping[str, str]) -> tuple[str, str]:
-    """The problem with the place where the value was given."""
-    what, rule = problem
-    place = _relative(path, root)
-    if what.partition("=")[0] in overrides:
-        return f"-p {what}, for {place}", rule
-    return (what if place in what or str(path) in what else f"{what} in {place}", rule)
-
-
-def _relative(path: Path, root: Path) -> str:
-    path = path.resolve()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _experiment(folder: Path, root: Path) -> str:
-    """`params/layouts/phase1_1` -> `layouts/phase1_1`."""
-    folder, params = folder.resolve(), root / "params"
-    return str(folder.relative_to(params)) if folder.is_relative_to(params) else folder.name
-
-
-def _value(text: str, kind: Any) -> Any:
-    """A value typed on the command line; unlike in YAML, 1e-4 is a number here."""
-    if kind is str:
-        return text
-    try:
-        return float(text) if kind is float else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
-        return text
-
-
-def run_folder(folder: Path, overrides: Mapping[str, str]) -> int:
+def run_folder(
+    folder: Path,
+    overrides: Mapping[str, str],
+    seeds: int | None = None,
+    jobs: int | None = None,
+    accept_failures: bool = False,
+) -> int:
     """Execute a folder's notebooks in order; finished ones are left alone, unfinished ones go on.
 
+    Args:
+        folder, overrides, seeds, accept_failures: See `plan`.
+        jobs: Runs of a sweep at one time; None: one for each CUDA device, or one.
+
     Returns:
-        Exit code: 0, 1 at the first failure, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C.
+        Exit code: 0, 1 after a failure, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. What fails ends it at once,
+        a run of a sweep excepted.
 
     Raises:
         ConfigError, RunError: before anything starts.
@@ -125,16 +54,67 @@ def run_folder(folder: Path, overrides: Mapping[str, str]) -> int:
     root = project_root(folder)
     outputs = outputs_root() if os.environ.get(OUTPUTS_VARIABLE) else root / "outputs"
     os.environ[OUTPUTS_VARIABLE] = str(outputs)  # absolute, as kernels work in another folder
-    tasks = plan(folder, overrides)
+    tasks = plan(folder, overrides, seeds, accept_failures)
+    swept = [task for task in tasks if task.kind == "swept"]
+    places = slots(jobs, [task.resolved.get("device", "auto") for task in swept])
     started = time.monotonic()
-    with forwarded_signals() as arrived:
-        for task in tasks:
-            code = run_task(task, root, arrived)
-            if code:
-                return code
-    pages = outputs / tasks[0].resolved["experiment"] / "*" / "*.html"
-    print(f"done in {_clock(time.monotonic() - started)}; look at {pages}")
-    return 0
+    with _alone(swept), forwarded_signals() as arrived:
+        code, failures = _run_all(tasks, root, places, arrived)
+    if failures:
+        heading = f"{len(failures)} of {len(swept)} runs failed; the same command tries them again:"
+        print(heading, *failures, sep="\n  ")
+    if code == 0:
+        pages = outputs / tasks[0].resolved["experiment"] / "*" / "*.html"
+        print(f"done in {_clock(time.monotonic() - started)}; look at {pages}")
+    return code
+
+
+@contextmanager
+def _alone(swept: Sequence[Task]) -> Iterator[None]:
+    """Keep other processes from the same sweep, which would start what waits here.
+
+    Raises:
+        RunError: another one is at it, or its folder cannot be written.
+    """
+    if not swept:
+        yield
+        return
+    folder = run_path(swept[0].resolved).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.lock").touch()
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written ({error.strerror}): choose another outputs folder with the environment "
+            f"variable {OUTPUTS_VARIABLE}, or change its permissions"
+        ) from None
+    with Run(folder).lock():
+        yield
+
+
+def _run_all(
+    tasks: Sequence[Task], root: Path, places: Sequence[Mapping[str, str]], arrived: list[int]
+) -> tuple[int, list[str]]:
+    """Execute tasks in order, those of a sweep side by side; the exit code, and a line for each of its failed runs."""
+    failures: list[str] = []
+    for kind, group in groupby(tasks, key=lambda task: task.kind):
+        if kind == "swept":
+            runner = SweepRunner(list(group), root, places, arrived)
+            runner.run()
+            failures = runner.failures
+            if runner.stopped:
+                return _stop_code(arrived), failures
+            continue
+        for task in group:
+            if kind == "report" and (aside := set_aside(task.resolved)):
+                print(f"{task.name}: made anew, as its runs have changed; the old one is kept in {aside}")
+            if code := run_task(task, root, arrived):
+                return code, failures
+    return int(bool(failures)), failures
+
+
+def _stop_code(arrived: Sequence[int]) -> int:
+    return 130 if signal.SIGINT in arrived else PREEMPTED_EXIT
 
 
 def run_task(task: Task, root: Path, arrived: Sequence[int] = ()) -> int:
@@ -145,97 +125,135 @@ def run_task(task: Task, root: Path, arrived: Sequence[int] = ()) -> int:
         root: The project; kernels work there.
         arrived: The signals that have arrived, see `forwarded_signals`.
     """
-    run, name = open_run(task.resolved), task.notebook.stem
-    output, page = run.path / task.notebook.name, run.path / f"{name}.html"
-    if run.finished and output.exists():
-        check_source(run)
-        if not page.exists():
-            write_page(output, page)
-        print(f"{name}: finished on {read_json(run.path / 'summary.json')['finished']}, left as it is ({run.path})")
+    run = open_run(task.resolved)
+    if _left(task, run):
         return 0
     started = time.monotonic()
-    with shown(run, name):
-        error = "" if arrived else execute(task, output, root)
-    if arrived or error.startswith(Preempted.__name__):
+    with shown(run, task.name):
+        error = "" if arrived else _execute_with_page(task, run, root)
+    return _conclude(task, run, error, time.monotonic() - started, arrived)
+
+
+def _left(task: Task, run: Run) -> bool:
+    """Whether a run is finished and left as it is."""
+    output, page = run.path / task.notebook.name, run.path / f"{task.notebook.stem}.html"
+    if not run.finished or not output.exists():
+        return False
+    check_source(run)
+    if not page.exists():
+        write_page(output, page)
+    print(f"{task.name}: finished on {read_json(run.path / 'summary.json')['finished']}, left as it is ({run.path})")
+    return True
+
+
+def _execute_with_page(task: Task, run: Run, root: Path) -> str:
+    output = run.path / task.notebook.name
+    error = execute(task, output, root)
+    if not error:
+        write_page(output, output.with_suffix(".html"))
+    return error
+
+
+def _conclude(task: Task, run: Run, error: str, seconds: float, arrived: Sequence[int]) -> int:
+    """Say how an execution ended; the exit code of that."""
+    name, output = task.name, run.path / task.notebook.name
+    if error.startswith(Preempted.__name__) or arrived and (error or not run.finished):
         reason = signal.Signals(arrived[0]).name if arrived else "a signal to its kernel"
-        print(f"{name}: stopped by {reason}; run the same command again to go on")
-        return 130 if signal.SIGINT in arrived else PREEMPTED_EXIT
+        print(f"{name}: stopped by {reason}; run the same command again to go on", flush=True)
+        return _stop_code(arrived)
     if error:
+        os.environ[STATUS_VARIABLE] = str(run.path / "status.json")
         write_status("failed", reason=error.splitlines()[0])
-        print(f"{name}: FAILED after {_clock(time.monotonic() - started)}\n{error}\nexecuted notebook: {output}")
+        print(f"{name}: FAILED after {_clock(seconds)}\n{error}\nexecuted notebook: {output}", flush=True)
         return 1
-    write_page(output, page)
-    print(f"{name}: done in {_clock(time.monotonic() - started)} ({page})")
+    print(f"{name}: done in {_clock(seconds)} ({output.with_suffix('.html')})", flush=True)
     return 0
 
 
-class LocalKernel(AsyncKernelManager):
-    """A kernel spoken to through sockets in a private folder, not through TCP ports that other users can reach."""
-
-    def __init__(self, **settings: Any) -> None:
-        self._sockets = tempfile.TemporaryDirectory(prefix="kernel-")
-        super().__init__(transport="ipc", connection_file=f"{self._sockets.name}/kernel.json", **settings)
-
-    def cleanup_ipc_files(self) -> None:
-        """Remove the folder too, once the kernel has ended."""
-        super().cleanup_ipc_files()
-        self._sockets.cleanup()
-
-    async def _async_interrupt_kernel(self) -> None:
-        """Not before a shutdown: the kernel is idle then, and would only report the interrupt as an error."""
-        if not self.shutting_down:
-            await super()._async_interrupt_kernel()
+# --- sweeps ---
 
 
-def execute(task: Task, output: Path, root: Path) -> str:
-    """Run a notebook through papermill; the error of the failing cell, or nothing.
+@dataclass(frozen=True)
+class Execution:
+    """A run of a sweep that is going on, and the environment variables that no other one has meanwhile."""
 
-    The input is copied first: papermill then writes every cell's outcome into `output` as it goes.
+    task: Task
+    run: Run
+    place: Mapping[str, str]
+    started: float = field(default_factory=time.monotonic)
+    begun: float = field(default_factory=time.time)
+
+
+class SweepRunner:
+    """Executes the runs of a sweep, as many at one time as there are places; one that fails does not stop the others.
+
+    Args:
+        tasks: The runs.
+        root: The project; kernels work there.
+        places: Environment variables of the runs that go on at one time, see `slots`.
+        arrived: The signals that have arrived; those that arrive meanwhile are added.
     """
-    try:
-        papermill.execute_notebook(
-            str(task.notebook),
-            str(output),
-            parameters=task.given,
-            kernel_name="python3",
-            kernel_manager_class=LocalKernel,
-            cwd=str(root),
-            progress_bar=False,
-            store_widget_state=False,
-        )
-    except papermill.PapermillExecutionError as error:
-        return f"{error.ename} in cell [{error.exec_count}]: {error.evalue}"
-    except RuntimeError as error:  # DeadKernelError, or a kernel that died while it started
-        return f"the kernel died: {error} (out of memory, or killed from outside)"
-    return ""
+
+    def __init__(
+        self, tasks: Sequence[Task], root: Path, places: Sequence[Mapping[str, str]], arrived: list[int]
+    ) -> None:
+        self.tasks, self.root, self.arrived = tasks, root, arrived
+        self.waiting, self.free, self.size = deque(tasks), deque(places), len(places)
+        self.going: dict[Future, Execution] = {}
+        self.failures: list[str] = []
+        """A line for each run that failed."""
+        self.stopped = False
+        """Whether a run was stopped, or not begun, because of a signal."""
+
+    def run(self) -> None:
+        """Execute them all, or as many as are finished or stopped when a signal has arrived."""
+        told: dict[int, int] = {}
+        show = _terminal_line if sys.stderr.isatty() else _log_line()
+        with ThreadPoolExecutor(self.size) as pool, handled(lambda number, frame: self.arrived.append(number)):
+            while self.going or (self.waiting and not self.arrived):
+                while self.waiting and self.free and not self.arrived:
+                    self._begin(self.waiting.popleft(), pool)
+                for future in wait(self.going, REFRESH_SECONDS, FIRST_COMPLETED).done:
+                    self._end(self.going.pop(future), future)
+                tell_kernels(self.arrived, told)
+                show(self._line())
+        _clear_line()
+        self.stopped |= bool(self.waiting)
+
+    def _begin(self, task: Task, pool: ThreadPoolExecutor) -> None:
+        """Begin a run in a free place, unless it is finished, or cannot be opened."""
+        _clear_line()
+        try:
+            run = open_run(task.resolved)
+            if _left(task, run):
+                return
+        except RunError as error:
+            print(f"{task.name}: FAILED\n{error}", flush=True)
+            self.failures.append(f"{task.name}: {str(error).splitlines()[0]}")
+            return
+        print(f"{task.name}: running in {run.path}", flush=True)
+        execution = Execution(task, run, self.free.popleft())
+        own = replace(task, environment={**execution.place, STATUS_VARIABLE: str(run.path / "status.json")})
+        self.going[pool.submit(_execute_with_page, own, run, self.root)] = execution
+
+    def _end(self, execution: Execution, future: Future) -> None:
+        """Conclude a run, in whatever way it has ended."""
+        _clear_line()
+        self.free.append(execution.place)
+        task, run, failure = execution.task, execution.run, future.exception()
+        error = f"{type(failure).__name__}: {failure}" if failure else future.result()
+        code = _conclude(task, run, error, time.monotonic() - execution.started, self.arrived)
+        if code == 1:
+            self.failures.append(f"{task.name}: {error.splitlines()[0]} ({run.path / task.notebook.name})")
+        self.stopped |= code > 1
+
+    def _line(self) -> str:
+        over = len(self.tasks) - len(self.waiting) - len(self.going)
+        states = [_state(e.task.name, e.run.path / "status.json", e.started, e.begun) for e in self.going.values()]
+        return "  |  ".join([f"{over}/{len(self.tasks)} runs", *states])
 
 
-def write_page(notebook: Path, page: Path) -> None:
-    """Convert an executed notebook to one HTML file, pictures included."""
-    body, _ = HTMLExporter().from_filename(str(notebook))
-    write_atomically(page, body.encode())
-
-
-@contextmanager
-def forwarded_signals() -> Iterator[list[int]]:
-    """Pass SIGTERM, SIGUSR1 and SIGINT on to the kernel, so that a training writes its checkpoint.
-
-    Yields:
-        The signals that arrived.
-    """
-    arrived: list[int] = []
-
-    def forward(number: int, frame: Any) -> None:
-        arrived.append(number)
-        for child in psutil.Process().children():
-            try:
-                if any("ipykernel" in part for part in child.cmdline()):
-                    child.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
-
-    with handled(forward):
-        yield arrived
+# --- what can be seen of it ---
 
 
 @contextmanager
@@ -251,20 +269,29 @@ def shown(run: Run, name: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        _clear_line()
 
 
 def _watch(path: Path, name: str, done: threading.Event, show: Callable[[str], None]) -> None:
     started, begun = time.monotonic(), time.time()
     while not done.wait(REFRESH_SECONDS):
-        line = f"{name}  {_clock(time.monotonic() - started)}"
-        status = read_json(path) if path.exists() else {}
-        if status.get("updated", 0) >= begun and "done" in status:
-            left = status["seconds_left"] if status["state"] == "running" else None
-            line += f"  {status['what']} {status['done']}/{status['total']} {status.get('figures', '')}"
-            line += f"  {_clock(left)} left" if left else ""
-        show(line)
+        show(_state(name, path, started, begun))
+
+
+def _state(name: str, path: Path, started: float, begun: float) -> str:
+    """What status.json says of a run since it was begun, in a line."""
+    line = f"{name}  {_clock(time.monotonic() - started)}"
+    status = read_json(path) if path.exists() else {}
+    if status.get("updated", 0) >= begun and "done" in status:
+        left = status["seconds_left"] if status["state"] == "running" else None
+        line += f"  {status['what']} {status['done']}/{status['total']} {status.get('figures', '')}"
+        line += f"  {_clock(left)} left" if left else ""
+    return line
+
+
+def _clear_line() -> None:
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _terminal_line(line: str) -> None:
