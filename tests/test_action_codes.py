@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from workbench.action_codes import (
     difference_features,
     each_seed,
     frequent_words,
+    judged,
     kl_of,
     labelled,
     probe_features,
@@ -48,6 +50,17 @@ def pairs(tmp_path_factory) -> ClipDataset:
     dataset = full_pairs(opened(write_moving(tmp_path_factory.mktemp("clips") / "data", lengths)).split("train"))
     assert len(dataset) == 2 * CLIPS
     return dataset
+
+
+def in_split(pairs: ClipDataset, numbers: np.ndarray) -> ClipDataset:
+    """The same pairs, their clips in the splits of these numbers."""
+    return ClipDataset(replace(pairs.clips, split_of=numbers), pairs.slots, pairs.segment)
+
+
+@pytest.fixture(scope="module")
+def held_out(pairs) -> ClipDataset:
+    """The pairs, all of them in the test split."""
+    return in_split(pairs, np.full(CLIPS, 2))
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +241,11 @@ def test_shares_add_up_at_every_place_and_a_continuous_action_has_none(pairs) ->
 
 
 @pytest.fixture(scope="module")
-def verdicts(pairs) -> dict[str, str]:
+def verdicts(held_out) -> dict[str, str]:
     """Codes that are the action in one seed and tell nothing of it in another; collapsed ones; continuous ones."""
     models = [told(CLASS), told(NUMBER, seed=1), told(CONSTANT, "LAQ one"), vae()]
     models += [laq("LAQ continuous", "continuous", seed) for seed in (0, 1)]
-    return code_verdicts(models, pairs, pairs.column("action").astype(str), 16, permutations=99, folds=4, seed=0)
+    return code_verdicts(models, held_out, held_out.column("action").astype(str), 16, permutations=99, folds=4, seed=0)
 
 
 def test_there_is_a_verdict_of_each_kind_for_each_latent_action(verdicts) -> None:
@@ -282,9 +295,18 @@ def test_collapse_to_one_code_is_said_in_words(verdicts) -> None:
     assert "(seed 0); not collapsed" in in_use and in_use.endswith("(seed 1)")
 
 
-def test_without_labels_the_codebooks_use_is_all_that_is_said(pairs) -> None:
+def test_clips_of_the_training_split_help_to_fit_and_are_not_judged(pairs) -> None:
+    mixed = in_split(pairs, np.arange(CLIPS) % 2)
+    assert judged(mixed).sum() == len(mixed) // 2 and (mixed.segment[judged(mixed)] % 2 == 1).all()
+    models = [told(CLASS), told(CLASS, seed=1)]
+    said = code_verdicts(models, mixed, mixed.column("action").astype(str), 16, permutations=9, folds=4, seed=0)
+    assert f"in {len(mixed) // 2} samples" in said["Is the codebook of LAQ in use?"]
+    assert f"folds by clip, {CLIPS // 2} clips" in said["Can action be read from LAQ: codes?"]
+
+
+def test_without_labels_the_codebooks_use_is_all_that_is_said(held_out) -> None:
     models = [told(CLASS), told(NUMBER, seed=1), laq("LAQ continuous", "continuous")]
-    assert list(code_verdicts(models, pairs, None, 16, 9, 4, 0)) == ["Is the codebook of LAQ in use?"]
+    assert list(code_verdicts(models, held_out, None, 16, 9, 4, 0)) == ["Is the codebook of LAQ in use?"]
 
 
 def test_each_seed_has_its_sentence() -> None:

@@ -142,6 +142,18 @@ def test_what_cannot_be_probed_is_refused(change: dict, message: str) -> None:
         probe(**({"features": noise(len(CLIP), 2), "target": ACTION, "groups": CLIP} | change))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_judged_samples_count_and_the_others_help_to_fit(kind: str) -> None:
+    """One clip of each class is judged: too few to learn from, so what is known comes from the others."""
+    codes, few = one_hot_codes(NUMBER[:, None], CLASSES), CLIP < CLASSES
+    result = probe(codes, ACTION, CLIP, kind, folds=3, judged=few)
+    assert result.score == 1 and result.n_groups == CLASSES
+    wrong = np.where(few, (NUMBER + 1) % CLASSES, NUMBER)  # the judged ones say another class than the others teach
+    assert probe(one_hot_codes(wrong[:, None], CLASSES), ACTION, CLIP, kind, folds=3, judged=few).score < 0.2
+    with pytest.raises(DataError, match="judged holds no sample: .* hold out clips"):
+        probe(codes, ACTION, CLIP, kind, folds=3, judged=np.zeros(len(CLIP), bool))
+
+
 def test_pca_features_are_coordinates_of_the_difference() -> None:
     g = torch.Generator().manual_seed(0)
     first, direction = torch.rand(20, 1, 8, 8, generator=g), torch.rand(1, 1, 8, 8, generator=g)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.action_comparison import COPY, MEAN, displacement, over_seeds
 from workbench.comparison import batches, encode_split
 from workbench.datasets.clips import ClipDataset
 from workbench.datasets.frames import DataError
+from workbench.datasets.splits import SPLITS
 from workbench.information import (
     action_sentence,
     code_words,
@@ -165,35 +166,38 @@ def code_verdicts(
 ) -> dict[str, str]:
     """Of each latent action model: is its codebook in use, and what do its codes tell of the labels, for every seed.
 
-    A probe of the labels is fitted where there are several seeds.
+    All are judged on pairs whose clips no model was trained on. A probe of the labels is fitted where there are several
+    seeds, also on the others.
 
     Args:
-        dataset: Pairs that no model was trained on.
+        dataset: Held-out pairs, and training pairs to fit probes on.
         labels: Class of each pair; None where nobody knows.
         permutations: Of the labels between clips; p is at least 1 / (permutations + 1).
         folds: Of the probe's cross-validation.
         seed: Of permutations and folds.
     """
-    groups, rows = dataset.clips.group[dataset.segment], {}
+    groups, held, rows = dataset.clips.group[dataset.segment], judged(dataset), {}
     for name in dict.fromkeys(rival.name for rival in models if rival.acts):
         found = {r.seed: actions_of(r, dataset, batch_size) for r in models if r.name == name}
         size = next(r for r in models if r.name == name).model.config.codebook_size
         coded = {key: actions.indices for key, actions in found.items() if actions.indices is not None}
         if coded:
             rows[f"Is the codebook of {name} in use?"] = each_seed(
-                {key: collapse_sentence(indices, size) for key, indices in coded.items()}
+                {key: collapse_sentence(indices[held], size) for key, indices in coded.items()}
             )
         if coded and labels is not None:
-            words = {key: code_words(indices, size) for key, indices in coded.items()}
-            tests = {key: permutation_test(word, labels, groups, permutations, seed) for key, word in words.items()}
-            of = entropy_bits(labels)
+            words = {key: code_words(indices[held], size) for key, indices in coded.items()}
+            known = (labels[held], groups[held], permutations, seed)
+            tests = {key: permutation_test(word, *known) for key, word in words.items()}
+            of = entropy_bits(labels[held])
             rows[f"Do the codes of {name} mean actions?"] = each_seed(
                 {key: action_sentence(t.bits, of, t.p, t.chance_bits) for key, t in tests.items()}
             )
         if labels is not None and len(found) > 1:
             means = {key: actions.features.flatten(1) for key, actions in found.items() if key not in coded}
             features = {key: one_hot_codes(indices, size) for key, indices in coded.items()} | means
-            scores = {key: probe(values, labels, groups, "linear", folds, seed) for key, values in features.items()}
+            known = (labels, groups, "linear", folds, seed, held)
+            scores = {key: probe(values, *known) for key, values in features.items()}
             what = f"{name}: {'codes' if coded else 'mean'}"
             rows[f"Can action be read from {what}?"] = seeds_sentence(scores, what)
     return rows
@@ -215,6 +219,11 @@ def probe_targets(dataset: ClipDataset, action: str, moving: Sequence[str]) -> d
     """
     targets = {"action": dataset.column(action).astype(str)} if action else {}
     return targets | ({"displacement": displacement(dataset, moving)} if moving else {})
+
+
+def judged(dataset: ClipDataset) -> Bool[np.ndarray, " n"]:
+    """Which pairs are of clips that no model was trained on."""
+    return dataset.clips.split_of[dataset.segment] != SPLITS.index("train")
 
 
 def labelled(dataset: ClipDataset, column: str) -> ClipDataset:

@@ -81,6 +81,7 @@ class ActionComparisonConfig(Config):
 
     eval_samples: int = Field(0, ge=0)
     floor_samples: int = Field(0, ge=0)
+    probe_samples: int = Field(0, ge=0)
     permutations: int = Field(1, ge=1)
     folds: int = Field(2, ge=2)
     shown: int = Field(2, ge=2)

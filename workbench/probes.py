@@ -55,7 +55,7 @@ class ProbeResult:
         score: The figure of all samples together, each predicted from the folds without its clip.
         per_fold: The figure of each fold; R² in all of them relative to the variance of all samples.
         chance: 1 / classes, which any guess blind to the features expects, the largest class too; 0 for R².
-        n_groups: Clips.
+        n_groups: Clips that are judged.
     """
 
     kind: str
@@ -78,6 +78,7 @@ def probe(
     kind: Kind = "linear",
     folds: int = 5,
     seed: int = 0,
+    judged: Bool[np.ndarray, " _"] | None = None,
 ) -> ProbeResult:
     """Cross-validated score of telling a target from features, the folds divided by clip.
 
@@ -91,10 +92,12 @@ def probe(
         kind: "linear": logistic regression (classes weighing equally) or ridge, its L2 penalty chosen by
             cross-validation across the clips of the training folds. "mlp": one hidden layer of 64, stopped early by
             a third of those clips.
+        judged: Samples that the score is of, such as those that the features' encoder was not trained on; the others
+            only help to fit. All where None.
 
     Raises:
         DataError: values that are not finite, arrays of different lengths, a constant output, fewer clips than folds,
-            or a class in a single clip.
+            a class in a single clip, or no sample to judge.
     """
     x = array_of(features).astype(float)
     y, clip = matching("target", target, len(x)), matching("groups", groups, len(x))
@@ -106,14 +109,17 @@ def probe(
         fit = _fit_linear if kind == "linear" else _fit_mlp
         predicted[test] = fit(x[train], y[train], clip[train], seed)(x[test]).reshape(y[test].shape)
     figure = _recall if classes else _r2
-    per_fold = tuple(figure(y, predicted, test) for _, test in splits)
+    judged = np.ones(len(y), bool) if judged is None else matching("judged", judged, len(y))
+    if not judged.any():
+        raise DataError("judged holds no sample: a probe needs some to be judged by; hold out clips")
+    per_fold = tuple(figure(y, predicted, test[judged[test]]) for _, test in splits if judged[test].any())
     return ProbeResult(
         kind,
         "balanced accuracy" if classes else "R²",
-        figure(y, predicted, np.arange(len(y))),
+        figure(y, predicted, np.flatnonzero(judged)),
         per_fold,
         1 / (y.max() + 1) if classes else 0.0,
-        len(np.unique(clip)),
+        len(np.unique(clip[judged])),
     )
 
 
@@ -124,6 +130,7 @@ def probe_table(
     kinds: Sequence[Kind] = ("linear", "mlp"),
     folds: int = 5,
     seed: int = 0,
+    judged: Bool[np.ndarray, " _"] | None = None,
 ) -> tuple[pd.DataFrame, dict[tuple[str, str, str], ProbeResult]]:
     """Every probe from every features to every target, on the same folds.
 
@@ -132,7 +139,7 @@ def probe_table(
         (features, target, kind).
     """
     results = {
-        (source, aim, kind): probe(x, y, groups, kind, folds, seed)
+        (source, aim, kind): probe(x, y, groups, kind, folds, seed, judged)
         for aim, y in targets.items()
         for source, x in features.items()
         for kind in kinds
