@@ -38,7 +38,7 @@ from workbench.metrics import image_errors, mse
 from workbench.models import MODELS, build_vae
 from workbench.models.layout_autoencoder import Decoded, LayoutAutoencoderConfig
 from workbench.objectives import evaluate
-from workbench.runs import Run, RunError, load_run, open_run
+from workbench.runs import Run, RunError, load_run, open_run, write_json
 from workbench.schedule import TrainConfig, vae_weights
 from workbench.training import fit
 
@@ -499,6 +499,15 @@ def test_pictures_are_those_of_the_epochs_they_were_drawn_in(trained) -> None:
     latest = latest_samples(trained, 1)
     setting = setting_of(trained[0])[0]
     assert latest[f"{setting}, epoch 2"] == found[2] and f"{setting}, epoch 1" not in latest
+
+
+def test_a_run_whose_notebook_failed_after_its_training_is_no_result(stub) -> None:
+    path = stub(Copy)
+    write_json(path / "status.json", {"state": "failed", "updated": 0})
+    with pytest.raises(RunError, match=f"none of {path.name} is finished"):
+        runs_of(path.parent, [path.name])
+    Run(path).finish(mse=0.0)
+    assert runs_of(path.parent, [path.name]) == ([path], []), "it was run again, to its end"
 
 
 def test_a_training_without_pictures_has_none(stub) -> None:

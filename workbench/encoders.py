@@ -49,13 +49,13 @@ def runs_of(experiment_folder: Path, names: Sequence[str] = ()) -> tuple[list[Pa
             by setting and seed.
 
     Returns:
-        Folders of the finished runs; names of the others, whether they stopped, still run, or never began.
+        Folders of the runs that are complete; names of the others, whether they failed, still run, or never began.
 
     Raises:
         RunError: none is finished, one holds a model of another kind, or two have the same setting and seed.
     """
     candidates = [experiment_folder / name for name in names] or _autoencoders(experiment_folder)
-    found = [path for path in candidates if Run(path).trained and "model" in read_if_there(path / "config.json")]
+    found = [path for path in candidates if _complete(path)]
     failed = [str(path.relative_to(experiment_folder)) for path in candidates if path not in found]
     if not found:
         which = f"none of {', '.join(failed)} is finished" if failed else "there is none"
@@ -70,6 +70,12 @@ def runs_of(experiment_folder: Path, names: Sequence[str] = ()) -> tuple[list[Pa
             raise RunError(f"{experiment_folder}: {both}: name one of them")
         taken[setting, seed] = path
     return found, failed
+
+
+def _complete(path: Path) -> bool:
+    """Whether a run has a finished model, and its notebook did not fail after the training."""
+    failed = read_if_there(path / "status.json").get("state") == "failed" and not Run(path).finished
+    return Run(path).trained and "model" in read_if_there(path / "config.json") and not failed
 
 
 def _autoencoders(folder: Path) -> list[Path]:
@@ -181,9 +187,6 @@ def gradient_energy(x: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """
     x = x.double()
     return x.diff(dim=-1).square().sum() + x.diff(dim=-2).square().sum()
-
-
-# --- one run ---
 
 
 def measure(
@@ -348,15 +351,10 @@ def floors(
     )
 
 
-# --- for figures ---
-
-
 def logs(paths: Sequence[Path]) -> dict[str, list[pd.DataFrame]]:
     """Rows of metrics.csv of every run, by setting, in the order of the runs."""
-    found: dict[str, list[pd.DataFrame]] = {}
-    for path in paths:
-        found.setdefault(setting_of(path)[0], []).append(_log(path))
-    return found
+    settings = dict.fromkeys(setting_of(path)[0] for path in paths)
+    return {name: [_log(path) for path in paths if setting_of(path)[0] == name] for name in settings}
 
 
 def samples_by_epoch(path: Path) -> dict[int, Path]:

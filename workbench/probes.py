@@ -21,6 +21,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from workbench.datasets.frames import DataError
@@ -105,9 +106,10 @@ def probe(
     y = np.unique(y, return_inverse=True)[1] if classes else y.astype(float).reshape(len(x), -1)
     _check_probe(x, y, clip, classes, folds)
     predicted, splits = np.empty_like(y), _splits(y, clip, folds, seed)
-    for train, test in splits:
-        fit = _fit_linear if kind == "linear" else _fit_mlp
-        predicted[test] = fit(x[train], y[train], clip[train], seed)(x[test]).reshape(y[test].shape)
+    with threadpool_limits(1):  # several threads spend their time waiting for each other on so little
+        for train, test in splits:
+            fit = _fit_linear if kind == "linear" else _fit_mlp
+            predicted[test] = fit(x[train], y[train], clip[train], seed)(x[test]).reshape(y[test].shape)
     figure = _recall if classes else _r2
     judged = np.ones(len(y), bool) if judged is None else matching("judged", judged, len(y))
     if not judged.any():
