@@ -115,14 +115,9 @@ def probe(
     if not judged.any():
         raise DataError("judged holds no sample: a probe needs some to be judged by; hold out clips")
     per_fold = tuple(figure(y, predicted, test[judged[test]]) for _, test in splits if judged[test].any())
-    return ProbeResult(
-        kind,
-        "balanced accuracy" if classes else "R²",
-        figure(y, predicted, np.flatnonzero(judged)),
-        per_fold,
-        1 / (y.max() + 1) if classes else 0.0,
-        len(np.unique(clip[judged])),
-    )
+    name, chance = ("balanced accuracy", 1 / (y.max() + 1)) if classes else ("R²", 0.0)
+    score = figure(y, predicted, np.flatnonzero(judged))
+    return ProbeResult(kind, name, score, per_fold, chance, len(np.unique(clip[judged])))
 
 
 def probe_table(
