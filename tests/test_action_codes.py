@@ -12,6 +12,7 @@ from action_pairs import CLASS, CLASSES, CODE, CONSTANT, ENTRIES, NUMBER, SIZE, 
 from workbench.action_codes import (
     Actions,
     actions_of,
+    advantages,
     code_shares,
     code_verdicts,
     difference_features,
@@ -20,6 +21,7 @@ from workbench.action_codes import (
     judged,
     kl_of,
     labelled,
+    place_sentence,
     probe_features,
     probe_targets,
     rate_table,
@@ -262,13 +264,16 @@ def test_there_is_a_verdict_of_each_kind_for_each_latent_action(verdicts) -> Non
 
 def test_codes_that_are_the_action_carry_all_of_it_and_independent_ones_nothing(verdicts) -> None:
     """Counted are 2 of 2 bits, and 0, and what chance gives is taken off: of 32 clips, whose codes are all alike, about
-    (4 - 1)(4 - 1) / (2 * 32 ln 2) = 0.20 bits; were the 64 samples independent, half as much."""
+    (4 - 1)(4 - 1) / (2 * 32 ln 2) = 0.20 bits; were the 64 samples independent, half as much. All four places of the
+    word are the same; p is four times that of one, 1 / 100."""
     one, other = verdicts["Do the codes of LAQ mean actions?"].split(" (seed 0); ")
     numbers = r"([\d.]+) of 2.0 bits.* \(p = ([\d.]+); ([\d.]+) as counted less ([\d.]+) under permuted labels\)"
-    carried, p, counted, chance = map(float, re.fullmatch(f"codes carry {numbers}", one).groups())
-    assert (p, counted) == (0.01, 2) and chance == pytest.approx(0.2, abs=0.05)
+    carried, p, counted, chance = map(float, re.fullmatch(f"place 0 of 4: codes carry {numbers}", one).groups())
+    assert (p, counted) == (0.04, 2) and chance == pytest.approx(0.2, abs=0.05)
     assert carried == pytest.approx(counted - chance, abs=0.05)
-    assert other.startswith("codes carry no detectable information about the action: 0.00 of 2.0 bits (p = 1; 0.00 as")
+    assert other.startswith(
+        "place 0 of 4: codes carry no detectable information about the action: 0.00 of 2.0 bits (p = 1; 0.00 as"
+    )
     assert other.endswith("(seed 1)")
 
 
@@ -307,6 +312,28 @@ def test_clips_of_the_training_split_help_to_fit_and_are_not_judged(pairs) -> No
 def test_without_labels_the_codebooks_use_is_all_that_is_said(held_out) -> None:
     models = [told(CLASS), told(NUMBER, seed=1), laq("LAQ continuous", "continuous")]
     assert list(code_verdicts(models, held_out, None, 16, 9, 4, 0)) == ["Is the codebook of LAQ in use?"]
+
+
+def test_one_place_that_is_the_action_is_found_among_others_that_are_noise() -> None:
+    """Whole words, of which nearly every sample has its own, would tell nothing of it."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(8), 40)
+    indices = torch.from_numpy(rng.integers(0, 8, (320, 4)))
+    indices[:, 2] = torch.from_numpy(labels)
+    sentence = place_sentence(indices, 8, labels.astype(str), np.arange(320) // 4, 99, 0)
+    carried, of = map(float, re.match(r"place 2 of 4: codes carry ([\d.]+) of ([\d.]+) bits", sentence).groups())
+    assert of == 3 and carried > 2.4 and "(p = 0.04;" in sentence
+
+
+def test_advantages_are_over_what_nobody_trained_and_over_the_vae() -> None:
+    result = ProbeResult("linear", "R²", 0.4, (0.3, 0.5), 0.0, 9)
+    names = ("LAQ: codes", "LAQ: before quantising", "PCA of pixel differences", "VAE: difference of latents")
+    rows = advantages({(name, "action", kind): result for name in names for kind in ("linear", "mlp")}, "LAQ")
+    assert list(rows) == [f"Does LAQ tell the action better than {other}?" for other in names[2:]]
+    assert all(
+        row.startswith("LAQ: codes is not disting") and row.endswith("one training seed") for row in rows.values()
+    )
+    assert advantages({}, "LAQ") == {}
 
 
 def test_each_seed_has_its_sentence() -> None:

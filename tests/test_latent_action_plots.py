@@ -204,7 +204,7 @@ def test_codebook_use_over_training() -> None:
     np.testing.assert_array_equal(replaced.lines[1].get_xydata(), [[1, 0], [10, 7]])
     names = ["LAQ: perplexity", "LAQ: entries used", "other: perplexity", "other: entries used", "all 8"]
     assert texts(fig.legends[0]) == names
-    assert use.get_ylabel() == "entries in a batch" and replaced.get_xlabel() == "training step"
+    assert use.get_ylabel() == "entries in a batch, mean of places" and replaced.get_xlabel() == "training step"
 
 
 def test_a_row_of_the_code_grid_is_what_a_code_does() -> None:

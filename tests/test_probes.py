@@ -8,6 +8,7 @@ from workbench.metrics import fit_pca
 from workbench.probes import (
     Gain,
     ProbeResult,
+    advantage_sentence,
     gain_db,
     gain_sentence,
     in_enough_clips,
@@ -200,15 +201,36 @@ def test_gains_of_no_errors_are_refused() -> None:
 @pytest.mark.parametrize(
     ("gains", "sentence"),
     [
-        ([2.0, 2.1, 2.2], "LAQ beats copy-frame by 2.1 dB (3 of 3 seeds)"),
-        ([2.0, 2.1, 0.1], "LAQ beats copy-frame by 1.4 dB (2 of 3 seeds)"),
-        ([2.0, 0.1, -0.1], "LAQ is not distinguishable from copy-frame: +0.7 dB (ahead in 1 of 3 seeds)"),
-        ([1.0, 1.0, -5.0], "LAQ is not distinguishable from copy-frame: -1.0 dB (ahead in 2 of 3 seeds)"),
-        ([-1.0, -2.0], "LAQ falls short of copy-frame by 1.5 dB (2 of 2 seeds)"),
+        ([2.0, 2.1, 2.2], "LAQ beats copy-frame by 2.1 dB (3 of 3 seeds; 12 clips)"),
+        ([2.0, 2.1, 0.1], "LAQ beats copy-frame by 1.4 dB (2 of 3 seeds; 12 clips)"),
+        ([2.0, 0.1, -0.1], "LAQ is not distinguishable from copy-frame: +0.7 dB (ahead in 1 of 3 seeds; 12 clips)"),
+        ([1.0, 1.0, -5.0], "LAQ is not distinguishable from copy-frame: -1.0 dB (ahead in 2 of 3 seeds; 12 clips)"),
+        ([-1.0, -2.0], "LAQ falls short of copy-frame by 1.5 dB (2 of 2 seeds; 12 clips)"),
     ],
 )
 def test_the_sentence_of_gains_counts_the_seeds_that_agree(gains: list[float], sentence: str) -> None:
     assert gain_sentence({seed: Gain(db, 0.2, 0.9, 12) for seed, db in enumerate(gains)}) == sentence
+
+
+def test_more_is_told_where_the_folds_agree_on_it() -> None:
+    """Student's t of 3 folds reaches 4.303 standard errors: 0.1, 0.2 and 0.3 apart are 0.2 ± 0.25; 0.2 each, ± 0."""
+    result = lambda *folds: ProbeResult("linear", "R²", sum(folds) / 3, folds, 0.0, 9)  # noqa: E731
+    other = result(0.1, 0.2, 0.3)
+    assert advantage_sentence(result(0.2, 0.4, 0.6), other, ("codes", "PCA")) == (
+        "codes is not distinguishable from PCA: R² 0.40 against 0.20, difference +0.20 ± 0.25 (95 % over 3 folds)"
+    )
+    more = advantage_sentence(result(0.3, 0.4, 0.5), other, ("codes", "PCA"))
+    assert more.startswith("codes tells more than PCA: R² 0.40 against 0.20, difference +0.20 ± 0.00")
+    assert advantage_sentence(result(0.0, 0.1, 0.2), other, ("codes", "PCA")).startswith("codes tells less than PCA")
+
+
+def test_r2_and_chance_are_of_what_is_judged() -> None:
+    """Samples that are not judged vary much more: their variance must not make noise look predicted."""
+    few = CLIP < CLIPS // 2
+    target = np.where(few, 0.01, 10.0) * np.random.default_rng(0).standard_normal(len(CLIP))
+    assert probe(noise(len(CLIP), 2), target, CLIP, judged=few).score < 0.1
+    two = np.isin(NUMBER, [0, 1])
+    assert probe(noise(len(CLIP), 2), ACTION, CLIP, folds=3, judged=two).chance == 1 / 2
 
 
 def test_one_clip_decides_nothing() -> None:

@@ -23,7 +23,7 @@ from workbench.information import (
     permutation_test,
 )
 from workbench.metrics import fit_pca, kl_per_dimension, mse
-from workbench.probes import ProbeResult, in_enough_clips, pca_difference_features, probe
+from workbench.probes import ProbeResult, advantage_sentence, in_enough_clips, pca_difference_features, probe
 from workbench.rate_distortion import RatePoint, code_entropy, laq_bits, rate_distortion_table, vae_bits
 from workbench.rivals import Rival
 
@@ -186,12 +186,9 @@ def code_verdicts(
                 {key: collapse_sentence(indices[held], size) for key, indices in coded.items()}
             )
         if coded and labels is not None:
-            words = {key: code_words(indices[held], size) for key, indices in coded.items()}
             known = (labels[held], groups[held], permutations, seed)
-            tests = {key: permutation_test(word, *known) for key, word in words.items()}
-            of = entropy_bits(labels[held])
             rows[f"Do the codes of {name} mean actions?"] = each_seed(
-                {key: action_sentence(t.bits, of, t.p, t.chance_bits) for key, t in tests.items()}
+                {key: place_sentence(indices[held], size, *known) for key, indices in coded.items()}
             )
         if labels is not None and len(found) > 1:
             means = {key: actions.features.flatten(1) for key, actions in found.items() if key not in coded}
@@ -201,6 +198,22 @@ def code_verdicts(
             what = f"{name}: {'codes' if coded else 'mean'}"
             rows[f"Can action be read from {what}?"] = seeds_sentence(scores, what)
     return rows
+
+
+def place_sentence(
+    indices: Int[Tensor, "n length"], size: int, labels: np.ndarray, groups: np.ndarray, permutations: int, seed: int
+) -> str:
+    """What the most telling place of the word says of the labels, in bits: at least that much the whole word does.
+
+    Whole words are too many beside a few hundred samples for their information to be estimated. p is multiplied by the
+    number of places, as the best of them is taken (Bonferroni).
+    """
+    codes = [code_words(place[:, None], size) for place in indices.T]
+    tests = [permutation_test(place, labels, groups, permutations, seed) for place in codes]
+    best = max(range(len(tests)), key=lambda i: tests[i].bits - tests[i].chance_bits)
+    found, p = tests[best], min(1.0, len(tests) * tests[best].p)
+    sentence = action_sentence(found.bits, entropy_bits(labels), p, found.chance_bits)
+    return f"place {best} of {len(tests)}: {sentence}"
 
 
 def each_seed(sentences: Mapping[int, str]) -> str:
@@ -270,3 +283,21 @@ def seeds_sentence(results: Mapping[int, ProbeResult], what: str) -> str:
         f"{first.figure} {np.mean(scores):.2f} of a {first.kind} probe from {what}, against {first.chance:.3g}{times} "
         f"({min(scores):.2f} to {max(scores):.2f} over {len(scores)} seeds; folds by clip, {first.n_groups} clips)"
     )
+
+
+def advantages(results: Mapping[tuple[str, str, str], ProbeResult], model: str) -> dict[str, str]:
+    """Whether linear probes tell more from a model's codes than from what nobody trained, and from the VAE's latents.
+
+    Args:
+        results: By (features, target, kind), as from `probe_table`; of the first training seed.
+        model: Name of a latent action model.
+    """
+    rows, targets = {}, dict.fromkeys(target for _, target, _ in results)
+    for target in targets:
+        own = next((key for key in results if key[0].startswith(f"{model}:") and key[1:] == (target, "linear")), None)
+        for other in ("PCA of pixel differences", "VAE: difference of latents"):
+            beside = (other, target, "linear")
+            if own and beside in results:
+                sentence = advantage_sentence(results[own], results[beside], (own[0], other))
+                rows[f"Does {model} tell the {target} better than {other}?"] = f"{sentence}; one training seed"
+    return rows

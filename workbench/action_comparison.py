@@ -1,6 +1,7 @@
 """VAE and latent action models on the same held-out pairs of frames: errors, rates, features for probes, verdicts."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.comparison import Distance, Predict, prediction_errors
+from workbench.comparison import Distance, Predict, batches, prediction_errors
 from workbench.costs import forward_gflops, step_memory_mb
 from workbench.datasets.clips import ClipDataset, normalize
 from workbench.datasets.frames import DataError, FrameError, load_image
@@ -22,11 +23,14 @@ from workbench.probes import (
     gain_db,
     gain_sentence,
 )
+from workbench.process import out_of_memory
 from workbench.rivals import Rival, first_seeds, weighted_loss
 from workbench.schedule import TrainConfig
 
 COPY = "copy the first frame"
 MEAN = "mean frame"
+FLOOR = -1
+"""In place of a seed, for what is not trained."""
 
 
 # --- pairs ---
@@ -112,23 +116,40 @@ def pair_errors(
 ) -> pd.DataFrame:
     """Errors of the second frames as each model and floor gives them, one row per model, training seed and pair.
 
-    Latent action models are there a second time, `swapped`: under the code of another pair.
+    Latent action models are there a second time, with `one_code` for all pairs.
 
     Returns:
-        Columns name, seed, group, mse, psnr, ssim, and lpips where a distance is given.
+        Columns name, seed (-1 for floors), group, mse, psnr, ssim, and lpips where a distance is given.
     """
     methods = {(rival.name, rival.seed): rival.predict for rival in models}
-    methods |= {(swapped(rival.name), rival.seed): rival.predict_swapped for rival in models if rival.acts}
-    methods |= {(name, 0): predict for name, predict in floors.items()}
+    usual = {(r.name, r.seed): usual_code(r, dataset, batch_size) for r in models if r.acts}
+    methods |= {(one_code(r.name), r.seed): partial(_under, r, usual[r.name, r.seed]) for r in models if r.acts}
+    methods |= {(name, FLOOR): predict for name, predict in floors.items()}
     numbered = {str(i): predict for i, predict in enumerate(methods.values())}
     errors = prediction_errors(numbered, dataset, batch_size, device, distance=distance)
     names = pd.DataFrame(list(methods), columns=["name", "seed"])
     return names.iloc[errors.pop("method").astype(int)].reset_index(drop=True).join(errors)
 
 
-def swapped(name: str) -> str:
-    """What tables call a latent action model under the codes of other pairs."""
-    return f"{name}, code of another pair"
+@torch.inference_mode()
+def usual_code(rival: Rival, dataset: ClipDataset, batch_size: int) -> Tensor:
+    """The most frequent word of indices among some pairs (n,); of continuous actions, their mean (n, d)."""
+    device = next(rival.model.parameters()).device
+    found = [rival.model.encode(batch["first"], batch["x"]) for batch in batches(dataset, batch_size, device)]
+    if found[0].indices is None:
+        return torch.cat([action.codes for action in found]).mean(0)
+    words, counts = torch.unique(torch.cat([action.indices for action in found]), dim=0, return_counts=True)
+    return words[counts.argmax()]
+
+
+def _under(rival: Rival, code: Tensor, batch: Batch) -> Tensor:
+    """What a model imagines under one code for all pairs."""
+    return rival.imagine(batch["first"], code.expand(len(batch["first"]), *code.shape))
+
+
+def one_code(name: str) -> str:
+    """What tables call a latent action model that is given the same, most usual code for every pair."""
+    return f"{name}, one code for all"
 
 
 def over_seeds(errors: pd.DataFrame) -> pd.DataFrame:
@@ -148,12 +169,13 @@ def over_seeds(errors: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(errors: pd.DataFrame, model: str, floor: str) -> dict[int, Gain]:
-    """Gain of a model over a floor in dB for each seed of the model; the floor's seeds, where it has them, in order."""
-    of = {name: list(part.groupby("seed")) for name, part in errors.groupby("name") if name in (model, floor)}
+    """Gain of a model over a floor in dB for each of its seeds; over another model, for the seeds of both."""
+    own, other = (dict(list(errors[errors["name"] == name].groupby("seed"))) for name in (model, floor))
     found = {}
-    for i, (seed, rows) in enumerate(of[model]):
-        other = of[floor][i % len(of[floor])][1]
-        found[int(seed)] = gain_db(rows["mse"].to_numpy(), other["mse"].to_numpy(), rows["group"].to_numpy())
+    for seed, rows in own.items():
+        beside = other.get(FLOOR, other.get(seed))
+        if beside is not None:
+            found[int(seed)] = gain_db(rows["mse"].to_numpy(), beside["mse"].to_numpy(), rows["group"].to_numpy())
     return found
 
 
@@ -174,7 +196,7 @@ def cost_table(models: Sequence[Rival], dataset: ClipDataset, parameters: Mappin
         device = next(rival.model.parameters()).device
         count = min(training.batch_size, len(dataset))
         batch = dataset.prepare(to_device(dataset.batch(np.arange(count)), device))
-        memory = step_memory_mb(rival.model, lambda m, b: weighted_loss(m, b, training), batch, training.precision)
+        memory = _memory(rival, batch, training)
         rows[name] = {
             "parameters": sum(p.numel() for p in rival.model.parameters()),
             "gflops": forward_gflops(rival.predict, batch),
@@ -184,6 +206,16 @@ def cost_table(models: Sequence[Rival], dataset: ClipDataset, parameters: Mappin
             "seconds": rival.seconds,
         }
     return pd.DataFrame.from_dict(rows, orient="index").astype(float)
+
+
+def _memory(rival: Rival, batch: Batch, training: TrainConfig) -> float:
+    """Memory of a training step in MB; NaN where the whole batch does not fit, and training took it in pieces."""
+    try:
+        return step_memory_mb(rival.model, lambda m, b: weighted_loss(m, b, training), batch, training.precision)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return float("nan")
 
 
 # --- verdicts ---
@@ -196,9 +228,11 @@ def error_verdicts(errors: pd.DataFrame, models: Sequence[Rival], pca: str) -> d
         for floor, shown in ((COPY, "copy-frame"), (MEAN, MEAN)) if rival.acts else ((pca, pca),):
             rows[f"Does {name} beat {shown}?"] = gain_sentence(gains(errors, name, floor), name, shown)
         if rival.acts:
-            other = gains(errors, name, swapped(name))
-            rows[f"What does the code of {name} add?"] = gain_sentence(other, name, "itself with another pair's code")
-    if {"LAQ", "LAQ continuous"} <= {rival.name for rival in models}:
-        costs = gain_sentence(gains(errors, "LAQ", "LAQ continuous"), "LAQ", "a continuous latent action")
-        rows["What does quantising the action cost?"] = costs
+            other = gains(errors, name, one_code(name))
+            rows[f"What does the code of {name} add?"] = gain_sentence(other, name, "itself with one code for all")
+    one, continuous = (first_seeds(models).get(name) for name in ("LAQ", "LAQ continuous"))
+    if continuous and one.samples == continuous.samples and one.model.config.quantizer != "continuous":
+        matched = gains(errors, "LAQ", "LAQ continuous")
+        if matched:
+            rows["What does quantising the action cost?"] = gain_sentence(matched, "LAQ", "a continuous latent action")
     return rows

@@ -182,7 +182,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); restore a copy of it") from None
 
 
-def load_foreign(kind: str, path: str | Path, config: Config | None = None) -> nn.Module:
+def load_foreign(kind: str, path: str | Path, config: Config | None = None, image_size: int | None = None) -> nn.Module:
     """Load a checkpoint that another code base wrote, strictly, into a model in evaluation mode.
 
     Accepts safetensors, a plain state dict, `{"model_state_dict": …}` or `{"state_dict": …}`, and keys with a
@@ -192,6 +192,7 @@ def load_foreign(kind: str, path: str | Path, config: Config | None = None) -> n
         kind: A key of `PUBLISHED`.
         path: The file.
         config: The model's configuration; read off the shapes when None.
+        image_size: Side of the images [px], for kinds whose weights do not tell it (`laq`), where it is known.
 
     Raises:
         CheckpointError: unknown kind, damaged file, a file that would run code, or keys that do not fit.
@@ -202,7 +203,8 @@ def load_foreign(kind: str, path: str | Path, config: Config | None = None) -> n
     weights = _state_dict(path)
     published = PUBLISHED[kind]
     weights = published.convert(weights)
-    model = MODELS[published.kind][0](config or published.infer(weights, path))
+    known = (image_size,) if kind == "laq" else ()
+    model = MODELS[published.kind][0](config or published.infer(weights, path, *known))
     load_weights(model, weights, path, published.theirs({**model.state_dict(), **weights}))
     return model.eval()
 

@@ -130,7 +130,7 @@ def _draw_points(ax: Axes, points: pd.DataFrame, i: int, name: str, hollow: bool
 
 
 def codebook_use(logs: Mapping[str, pd.DataFrame], codebook_size: int) -> Figure:
-    """Entries in use and their perplexity over training, and below them the entries replaced since the step before.
+    """Entries in use and their perplexity over training, and below them the entries replaced at the steps logged.
 
     Args:
         logs: Rows of training by name of the model: step, perplexity, codes_used and replaced.
@@ -144,7 +144,7 @@ def codebook_use(logs: Mapping[str, pd.DataFrame], codebook_size: int) -> Figure
         use.plot(log["step"], log["codes_used"], ":", color=colour, lw=1.6, label=f"{name}: entries used")
         below.plot(log["step"], log["replaced"], f"{marker}-", color=colour, ms=4, lw=0.8)
     use.axhline(codebook_size, color="black", ls="--", lw=1, label=f"all {codebook_size}")
-    use.set(ylabel="entries in a batch", ylim=(0, codebook_size * 1.08))
+    use.set(ylabel="entries in a batch, mean of places", ylim=(0, codebook_size * 1.08))
     below.set(xlabel="training step", ylabel="entries replaced", ylim=(0, codebook_size * 1.08))
     below.yaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in (use, below):

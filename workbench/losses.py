@@ -26,7 +26,7 @@ def gaussian_kl(mu: Float[Tensor, "b d"], logvar: Float[Tensor, "b d"]) -> Float
     if mu.shape != logvar.shape:
         raise ValueError(f"mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)}: must have the same shape")
     mu, logvar = mu.float(), logvar.float()
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+    return 0.5 * (mu.square() + (logvar.expm1() - logvar)).sum(1)
 
 
 def residual_kl(

@@ -102,6 +102,7 @@ class EncoderComparisonConfig(Config):
     """Ranges of what notebook 06 measures; 0 samples means all."""
 
     split: Literal["train", "val", "test"] = "val"
+    error: Literal["mse", "psnr", "ssim", "pixel_accuracy", "mean_iou", "colour_accuracy", "colour_mean_iou"] = "mse"
     tolerance: float = Field(0.01, ge=0, lt=1)
     device: DeviceName = "auto"
     batch_size: int = Field(64, ge=1)

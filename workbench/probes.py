@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -54,8 +55,9 @@ class ProbeResult:
         kind: "linear" or "mlp".
         figure: "balanced accuracy" (mean share of right answers over the classes) or "R²" (mean over the outputs).
         score: The figure of all samples together, each predicted from the folds without its clip.
-        per_fold: The figure of each fold; R² in all of them relative to the variance of all samples.
-        chance: 1 / classes, which any guess blind to the features expects, the largest class too; 0 for R².
+        per_fold: The figure of each fold; R² in all of them relative to the variance of all samples judged.
+        chance: 1 / classes among the judged, which any guess blind to the features expects, the largest class too; 0
+            for R².
         n_groups: Clips that are judged.
     """
 
@@ -110,12 +112,12 @@ def probe(
         for train, test in splits:
             fit = _fit_linear if kind == "linear" else _fit_mlp
             predicted[test] = fit(x[train], y[train], clip[train], seed)(x[test]).reshape(y[test].shape)
-    figure = _recall if classes else _r2
     judged = np.ones(len(y), bool) if judged is None else matching("judged", judged, len(y))
     if not judged.any():
         raise DataError("judged holds no sample: a probe needs some to be judged by; hold out clips")
+    figure = _recall if classes else partial(_r2, variance=y[judged].var(0))
     per_fold = tuple(figure(y, predicted, test[judged[test]]) for _, test in splits if judged[test].any())
-    name, chance = ("balanced accuracy", 1 / (y.max() + 1)) if classes else ("R²", 0.0)
+    name, chance = ("balanced accuracy", 1 / len(np.unique(y[judged]))) if classes else ("R²", 0.0)
     score = figure(y, predicted, np.flatnonzero(judged))
     return ProbeResult(kind, name, score, per_fold, chance, len(np.unique(clip[judged])))
 
@@ -274,9 +276,9 @@ def _score_recall(model, x: np.ndarray, y: np.ndarray) -> float:
     return _recall(y, model.predict(x), np.arange(len(y)))
 
 
-def _r2(y: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> float:
-    """1 - squared error of the rows / variance of all samples, mean over the outputs."""
-    return float((1 - np.square(y[rows] - predicted[rows]).mean(0) / y.var(0)).mean())
+def _r2(y: np.ndarray, predicted: np.ndarray, rows: np.ndarray, variance: np.ndarray) -> float:
+    """1 - squared error of the rows / variance of all samples judged, mean over the outputs."""
+    return float((1 - np.square(y[rows] - predicted[rows]).mean(0) / variance).mean())
 
 
 def pca_difference_features(
@@ -339,19 +341,35 @@ def probe_sentence(result: ProbeResult, features: str = "the codes", target: str
     return f"{name} probe from {features} to {target} is {word}: {numbers} ({folds} of {result.n_groups} clips)"
 
 
+def advantage_sentence(one: ProbeResult, other: ProbeResult, names: tuple[str, str]) -> str:
+    """Whether a probe from one kind of features tells more than from another, on the same folds.
+
+    "More" and "less" need a 95 % interval of Student's t over the folds' differences that leaves 0 out.
+    """
+    difference = np.subtract(one.per_fold, other.per_fold)
+    half = t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / np.sqrt(len(difference))
+    mean = difference.mean()
+    word = "tells more than" if mean > half else "tells less than" if mean < -half else "is not distinguishable from"
+    scores = f"{one.figure} {one.score:.2f} against {other.score:.2f}"
+    interval = f"{mean:+.2f} ± {half:.2f} (95 % over {len(difference)} folds)"
+    return f"{names[0]} {word} {names[1]}: {scores}, difference {interval}"
+
+
 def gain_sentence(gains: Mapping[int, Gain], model: str = "LAQ", floor: str = "copy-frame") -> str:
     """ "LAQ beats copy-frame by 2.1 dB (3 of 3 seeds)": the mean over training seeds and the seeds that agree.
 
-    A seed is for or against the model by two standard errors over its clips; the sentence needs more than half of
-    the seeds for either, and a mean gain of that sign.
+    The number of clips follows. A seed is for or against the model where a 95 % interval of Student's t over its clips
+    leaves 0 out; the sentence needs more than half of the seeds for either, and a mean gain of that sign.
     """
-    mean = float(np.mean([gain.db for gain in gains.values()]))
-    won = sum(gain.db > 2 * gain.error for gain in gains.values())
-    lost = sum(gain.db < -2 * gain.error for gain in gains.values())
-    if min(gain.n_groups for gain in gains.values()) < 2:
+    mean, clips = float(np.mean([gain.db for gain in gains.values()])), min(gain.n_groups for gain in gains.values())
+    reach = {seed: t.ppf(0.975, gain.n_groups - 1) * gain.error for seed, gain in gains.items() if gain.n_groups > 1}
+    won = sum(gains[seed].db > half for seed, half in reach.items())
+    lost = sum(gains[seed].db < -half for seed, half in reach.items())
+    if clips < 2:
         return f"{model} against {floor} cannot be decided on one clip: {mean:+.1f} dB ({len(gains)} seeds)"
     if mean > 0 and 2 * won > len(gains):
-        return f"{model} beats {floor} by {mean:.1f} dB ({won} of {len(gains)} seeds)"
+        return f"{model} beats {floor} by {mean:.1f} dB ({won} of {len(gains)} seeds; {clips} clips)"
     if mean < 0 and 2 * lost > len(gains):
-        return f"{model} falls short of {floor} by {-mean:.1f} dB ({lost} of {len(gains)} seeds)"
-    return f"{model} is not distinguishable from {floor}: {mean:+.1f} dB (ahead in {won} of {len(gains)} seeds)"
+        return f"{model} falls short of {floor} by {-mean:.1f} dB ({lost} of {len(gains)} seeds; {clips} clips)"
+    ahead = f"(ahead in {won} of {len(gains)} seeds; {clips} clips)"
+    return f"{model} is not distinguishable from {floor}: {mean:+.1f} dB {ahead}"

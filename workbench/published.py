@@ -75,10 +75,10 @@ class PublishedLAQ:
     kind = "laq"
 
     @staticmethod
-    def infer(weights: Weights, path: Path) -> LAQConfig:
-        """Configuration from the weights under our names."""
+    def infer(weights: Weights, path: Path, image_size: int | None = None) -> LAQConfig:
+        """Configuration from the weights under our names, and the size of the images, which they do not tell."""
         try:
-            return laq_published.infer_config(weights, path)
+            return laq_published.infer_config(weights, path, image_size)
         except ValueError as error:
             raise CheckpointError(str(error)) from None
 

@@ -109,11 +109,6 @@ class Rival:
             return self.model(batch["x"]).clamp(-1, 1)
         return self.imagine(batch["first"], self.model.encode(batch["first"], batch["x"]).codes)
 
-    def predict_swapped(self, batch: Batch) -> Tensor:
-        """As `predict`, but each pair under the code of another one, half a batch away: what the code itself adds."""
-        codes = self.model.encode(batch["first"], batch["x"]).codes
-        return self.imagine(batch["first"], codes.roll(max(1, len(codes) // 2), 0))
-
     def imagine(self, first: Tensor, codes: Tensor) -> Tensor:
         """The frames in [-1, 1] that follow `first` under some codes, vectors or indices."""
         x_hat = self.model.decode(first, codes)
@@ -233,7 +228,8 @@ def _from_run(name: str, path: Path, dataset: Clips) -> Rival:
     if found != KINDS[name]:
         raise RunError(f"{path} holds a {found}, not a {KINDS[name]}: name a run of the other kind")
     _check_same_frames(path, config, dataset)
-    return Rival(name, model, 0, str(path), "", *_training_of(path, config["parameters"]["batch_size"]))
+    trained = config["parameters"]
+    return Rival(name, model, trained["seed"], str(path), "", *_training_of(path, trained["batch_size"]))
 
 
 def _check_same_frames(path: Path, trained: dict[str, Any], dataset: Clips) -> None:
@@ -249,7 +245,7 @@ def _check_same_frames(path: Path, trained: dict[str, Any], dataset: Clips) -> N
 
 
 def _from_file(name: str, path: Path, image_size: int) -> Rival:
-    model = load_foreign(KINDS[name], path)
+    model = load_foreign(KINDS[name], path, image_size=image_size)
     if model.config.image_size != image_size:
         raise DataError(
             f"{path}: a model for images of {model.config.image_size} px, and these clips have image_size={image_size}"

@@ -189,6 +189,8 @@ def _base(base: Any, place: str, accept_failures: bool) -> Layer:
     if verdict.failed and not accept_failures:
         rule = f"{', '.join(verdict.failed)} failed there: {again} again, or go on without with --accept-failures"
         raise ConfigError([(f"base={base!r} in {place}", rule)])
+    if not verdict.decided:
+        print(f"{path}: one seed decided nothing there; {verdict.winner} is taken because it led")
     return Layer(verdict.parameters, f" in {path}")
 
 

@@ -190,7 +190,8 @@ class Trainer:
         self.watch.step(self.step, row["loss"], row["grad_norm"])
         terms = " ".join(f"{name} {row[name]:.4g}" for name in self.weights(0.0))
         self.progress.update(1, f"epoch {self.epoch}/{self.epochs} {terms} {speed:.0f} samples/s")
-        if self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps:
+        due = self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps
+        if due or row.get("replaced", 0) > 0:
             self.log.row(self.step, self.epoch, "train", row | {"samples_per_s": speed, "seconds": self.seconds})
 
     def _finish_step(self) -> None:

@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from workbench.config import ConfigError
+from workbench.information import perplexity
 from workbench.models.laq import CONVOLUTIONS, LAQ, LAQConfig, lengths_of
 from workbench.models.quantizers import FSQ, NSVQ, GaussianAction
 
@@ -195,10 +197,10 @@ def test_terms_of_the_loss(quantizer: str) -> None:
             kl = 0.5 * (action.mu**2 + action.logvar.exp() - 1 - action.logvar).sum((1, 2)).mean()
             torch.testing.assert_close(terms.pop("kl"), kl)
         else:
-            counts = model.encode(**pair).indices.flatten().unique(return_counts=True)[1].double()
-            share = counts / counts.sum()
-            assert terms.pop("codes_used") == len(counts)
-            assert float(terms.pop("perplexity")) == pytest.approx(float(2 ** -(share * share.log2()).sum()), rel=1e-5)
+            indices = model.encode(**pair).indices
+            assert float(terms.pop("codes_used")) == np.mean([len(place.unique()) for place in indices.T])
+            expected = perplexity(indices, model.config.codebook_size).mean()
+            assert float(terms.pop("perplexity")) == pytest.approx(expected, rel=1e-5)
     assert terms == {}
 
 

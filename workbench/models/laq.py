@@ -202,8 +202,8 @@ class LAQ(nn.Module):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
         """Unweighted terms: `mse` of the next frame `x` per element; for a continuous action `kl` in nats (batch mean).
 
-        Discrete ones have two terms for the log, of the entries chosen within the batch at any place: `perplexity`
-        (2^entropy) and `codes_used` (how many).
+        Discrete ones have two terms for the log, of the entries chosen within the batch, means over the places of the
+        word: `perplexity` (2^entropy) and `codes_used` (how many).
         In training mode `batch["noise"]` (b, noise_dim) is used where given, and drawn otherwise; at evaluation there
         is no noise.
         """
@@ -214,8 +214,9 @@ class LAQ(nn.Module):
         terms = {"mse": mean_squared_error(x_hat, batch["x"])}
         if action.indices is None:
             return terms | {"kl": action.kl().mean()}
-        share = nn.functional.one_hot(action.indices, self.config.codebook_size).float().mean((0, 1))
-        return terms | {"perplexity": torch.special.entr(share).sum().exp(), "codes_used": (share > 0).sum().float()}
+        share = nn.functional.one_hot(action.indices, self.config.codebook_size).float().mean(0)  # (n, entries)
+        used = {"perplexity": torch.special.entr(share).sum(1).exp(), "codes_used": (share > 0).sum(1).float()}
+        return terms | {name: values.mean() for name, values in used.items()}
 
     def replace_unused(self, generator: torch.Generator) -> int:
         """Replace unused codes, see `NSVQ.replace_unused`; quantizers without a learned codebook have none: 0."""

@@ -1,7 +1,7 @@
 """Convolutional autoencoder of floor plans, deterministic or variational, with a spatial latent.
 
 Papers: Rombach et al. 2022, "High-resolution image synthesis with latent diffusion models" (arXiv 2112.10752), for the
-spatial latent and its small KL weight; Kingma & Welling 2014 (arXiv 1312.6114) for the KL.
+spatial latent; Kingma & Welling 2014 (arXiv 1312.6114) for the KL.
 The deterministic network is the variational one without `to_logvar`: for one seed all other weights are the same,
 whichever heads there are. The log-variance is 0 before training, that of the prior.
 """
