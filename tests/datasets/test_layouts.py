@@ -157,6 +157,7 @@ def test_without_a_manifest_the_name_tells_the_scene(source):
         (["flat_12.png", "flat_12_kitchen.png", "kitchen-13.png"], ["12", "12", "13"]),
         (["images/7.png", "images/7_2.png", "images/x.png"], ["7", "7", "images/x.png"]),
         (["a/1.png", "a/2.png", "b/1.png", "3.png"], ["a", "a", "b", "."]),
+        (["a/all.png", "a/rooms/1.png", "b/rooms/1.png"], ["a", "a", "b"]),
     ],
 )
 def test_scenes_by_name(names, scenes):
