@@ -153,8 +153,9 @@ def _check_splits(path: Path, table: pd.DataFrame) -> None:
 def scenes_by_name(names: list[str]) -> list[str]:
     """The scene of each image where no manifest tells it.
 
-    Where the images lie in several folders, a folder is a scene, with all the folders in it. Else it is the first number in the file's name, so
-    that `flat_12.png` and `flat_12_kitchen.png` belong together; an image without a number is a scene of its own.
+    Where the images lie in several folders, a folder is a scene, with all the folders in it. Else it is the first
+    number in the file's name, so that `flat_12.png` and `flat_12_kitchen.png` belong together; an image without a
+    number is a scene of its own.
     """
     parents = [name.split("/")[0] if "/" in name else "." for name in names]
     if len(set(parents)) > 1:
