@@ -7,6 +7,7 @@ import torch
 from action_pairs import SIZE, laq, vae, write_moving
 from PIL import Image
 
+from workbench import action_comparison
 from workbench.action_comparison import (
     COPY,
     FLOOR,
@@ -311,6 +312,23 @@ def test_verdicts_on_errors_hold_their_numbers() -> None:
     }
     alone = error_verdicts(pd.concat([copy, *others]), models[:2], "PCA-4")
     assert list(alone) == [question for question in alone if " LAQ " in question] and len(alone) == 3
+
+
+def test_memory_of_a_batch_that_does_not_fit_is_unknown(pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training went on in smaller pieces; another error is not hidden."""
+
+    def fails(error: RuntimeError):
+        def step(*given: object) -> float:
+            raise error
+
+        return step
+
+    monkeypatch.setattr(action_comparison, "step_memory_mb", fails(torch.OutOfMemoryError("CUDA out of memory.")))
+    table = cost_table([laq()], pairs, {"batch_size": 4})
+    assert np.isnan(table.loc["LAQ", "memory_mb"]) and table.loc["LAQ", "gflops"] > 0
+    monkeypatch.setattr(action_comparison, "step_memory_mb", fails(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cost_table([laq()], pairs, {"batch_size": 4})
 
 
 def test_costs_are_of_the_first_seed_and_unknown_ones_are_nan(pairs) -> None:

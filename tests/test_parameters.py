@@ -6,6 +6,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 
 from workbench.ablation import ARMS
 from workbench.augmentation import AugmentConfig
@@ -17,6 +18,7 @@ from workbench.datasets.layouts import LayoutsConfig
 from workbench.datasets.opening import DataKind
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAESettings
+from workbench.models.laq import LAQ, LAQConfig
 from workbench.models.layout_autoencoder import LayoutAutoencoderSettings
 from workbench.parameters import CONFIGS, OF_KIND, TYPES, Parameter, check, declared, read_file, resolve
 from workbench.schedule import HeadWeights, TrainConfig
@@ -47,6 +49,17 @@ def test_a_shipped_parameter_file_fits_its_notebook(path: Path) -> None:
     resolved = check(source, values, str(path))
     assert resolved.keys() == declared(source).keys()
     assert {name: resolved[name] for name in values} == values
+
+
+def test_the_full_size_latent_action_model_has_the_published_size() -> None:
+    path = ROOT / "params" / "sthv2" / "05_compare_vae_laq.yaml"
+    values = check(ROOT / "notebooks" / f"{path.stem}.ipynb", read_file(path), str(path))
+    with torch.device("meta"):
+        model = LAQ(LAQConfig.pick(values))
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 343.8
+    published = {"quantizer": "nsvq", "predicts": "frame", "batch_size": 64, "lr": 1e-4, "training_steps": 100_005}
+    assert {name: values[name] for name in published} == published
+    assert values["pair_offset"] * values["cache_stride"] == 30, "frames of the video"
 
 
 def test_the_full_size_experiment_is_the_one_of_the_issue() -> None:

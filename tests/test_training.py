@@ -12,9 +12,11 @@ from tiny import (
     SETTINGS,
     SMALL,
     STEPS,
+    Dies,
     Images,
     N,
     WithDropout,
+    assert_same,
     conv_vae,
     metrics,
     script,
@@ -62,6 +64,26 @@ def test_the_kl_weight_warms_up_and_terms_are_logged_unweighted(tmp_path: Path) 
     for row, weight in zip(rows, weights, strict=True):
         assert float(row["loss"]) == pytest.approx(float(row["mse"]) + weight * float(row["kl"]), rel=1e-5)
     assert float(rows[0]["kl"]) > 0.01, "the first KL has weight 0 and is logged all the same"
+
+
+@pytest.mark.parametrize(("steps", "validated"), [(2, [2]), (7, [3, 6, 7])])
+def test_a_training_may_end_within_an_epoch(steps: int, validated: list[int], tmp_path: Path) -> None:
+    """Its last step is validated, the cosine has come down by then, and a kill changes none of its bits."""
+    settings = {"training_steps": steps, "schedule": "cosine", "log_every": 1}
+    expected, _ = train(tmp_path / "undisturbed", **settings)
+    assert [int(row["step"]) for row in metrics(expected, "val")] == validated
+    rates = [float(row["lr"]) for row in metrics(expected, "train")]
+    assert len(rates) == steps and rates == pytest.approx(
+        [5e-4 * (1 + np.cos(np.pi * i / steps)) for i in range(steps)]
+    )
+
+    def dies(number: int) -> None:
+        if number == steps:
+            raise Dies
+
+    with pytest.raises(Dies):
+        train(tmp_path / "killed", images=Images(N, on_batch=dies), **settings)
+    assert_same(train(tmp_path / "killed", **settings)[0], expected)
 
 
 def test_rows_are_due_at_the_first_every_nth_and_the_last_step(tmp_path: Path) -> None:
