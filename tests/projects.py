@@ -69,7 +69,7 @@ def make_sweep(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def write_verdict_of(experiment: str, parameters: dict, failed: list[str] | None = None) -> Path:
+def write_verdict_of(experiment: str, parameters: dict, failed: list[str] | None = None, decided: bool = True) -> Path:
     """A verdict of that experiment's report, in the outputs folder."""
     path = outputs_root() / experiment / "report" / "verdict.yaml"
     path.parent.mkdir(parents=True)
@@ -77,7 +77,7 @@ def write_verdict_of(experiment: str, parameters: dict, failed: list[str] | None
         experiment=experiment,
         winner="V1",
         rival="V2",
-        decided=True,
+        decided=decided,
         reason="",
         parameters=parameters,
         failed=failed or [],

@@ -30,7 +30,7 @@ LAYERS = [
     {"listing", "schedule", "health", "objectives", "augmentation", "logs", "provenance", "costs"},
     {"training", "conditioning"},
     {"comparison", "floors", "information", "probes", "rate_distortion", "stability"},
-    {"ablation", "rivals", "encoders", "replicates", "criteria", "verdicts"},
+    {"ablation", "rivals", "encoder_runs", "encoders", "replicates", "criteria", "verdicts"},
     {"action_comparison", "action_codes"},
     {"explorer"},
     {"parameters"},

@@ -73,6 +73,15 @@ def test_the_better_is_favoured(figure: str, better: float, worse: float, criter
         assert [name for name in COMPARED if rows[name].favours != "neither"] == [criterion]
 
 
+def test_a_network_with_hardly_fewer_parameters_is_not_simpler() -> None:
+    for parameters, favoured in ((1009, "neither"), (1010, "V1")):
+        assert found(runs(v2={"parameters": parameters}))["simpler"].favours == favoured
+
+
+def test_what_tells_of_the_error_again_has_no_vote() -> None:
+    assert [name for name, row in found(runs()).items() if not row.votes] == ["pixel accuracy", "mean IoU"]
+
+
 def test_what_seeds_do_not_tell_apart_favours_none() -> None:
     rows = runs()
     rows.loc[rows["setting"] == "V2", "mse"] = [0.005, 0.012, 0.006]

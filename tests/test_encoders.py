@@ -1,24 +1,21 @@
 import json
 import math
-import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
+from encoded import CLASSES, CPU, QUICK, SIZE, SIZES, Blurred, Copy, Linear, data, metrics, stub, train, trained, val
 from torch import nn
 from torch.distributions import Normal
 
-from workbench.checkpoints import save_model
 from workbench.comparison import batches, encode_split, fit_floors
 from workbench.datasets.frames import DataError
-from workbench.datasets.layouts import LayoutDataset, Layouts, LayoutsConfig, open_layouts
-from workbench.datasets.plans import COLOURS, write_plans
+from workbench.datasets.layouts import LayoutDataset
+from workbench.datasets.plans import COLOURS
+from workbench.encoder_runs import KIND, setting_of
 from workbench.encoders import (
-    KIND,
+    caveats,
     collect,
     floors,
     gradient_energy,
@@ -27,254 +24,15 @@ from workbench.encoders import (
     latest_samples,
     logs,
     measure,
-    open_same,
-    runs_of,
     samples_by_epoch,
     setting_of,
     training_figures,
 )
-from workbench.layers import Posterior
 from workbench.metrics import image_errors, mse
-from workbench.models import MODELS, build_vae
-from workbench.models.layout_autoencoder import Decoded, LayoutAutoencoderConfig
 from workbench.objectives import evaluate
-from workbench.runs import Run, RunError, load_run, open_run, write_json
-from workbench.schedule import TrainConfig, vae_weights
-from workbench.training import fit
+from workbench.runs import RunError, load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CPU = torch.device("cpu")
-SIZE, CLASSES = 32, list(COLOURS)
-SIZES = {"latent_channels": 2, "base_channels": 4, "downsampling_steps": 3}
-TRAINING = {"epochs": 2, "batch_size": 20, "lr": 1e-3, "device": "cpu", "log_every": 1, "images_every": 2}
-QUICK = {"pairs": 4, "steps": 5}
-
-
-# --- runs to measure ---
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
-    folder = tmp_path_factory.mktemp("layouts")
-    write_plans(folder / "plans", 20, SIZE)
-    settings = {"data": str(folder / "plans"), "image_size": SIZE, "val_fraction": 0.25, "test_fraction": 0.1}
-    return open_layouts(LayoutsConfig(**settings, cache_dir=str(folder / "cache")))
-
-
-@pytest.fixture(scope="module")
-def val(data: Layouts) -> LayoutDataset:
-    return data.split("val")
-
-
-def begin(folder: Path, data: Layouts, name: str, seed: int, **settings: Any) -> tuple[Run, dict[str, Any]]:
-    """A run folder with its parameters and what it says of the data."""
-    training = TrainConfig(**TRAINING, seed=seed).model_dump()
-    parameters = {"experiment": "e", "run": name, "data_kind": "layouts"} | data.config.model_dump()
-    parameters |= training | SIZES | settings
-    run = open_run(parameters, folder)
-    run.record(data={"name": "plans", "fingerprint": data.fingerprint})
-    return run, parameters
-
-
-def train(folder: Path, data: Layouts, name: str, seed: int, **settings: Any) -> Path:
-    run, parameters = begin(folder, data, name, seed, **settings)
-    torch.manual_seed(seed)
-    model, config = build_vae(parameters, data.sizes), TrainConfig.pick(parameters)
-    sets = (data.split("train"), data.split("val"), config, run, vae_weights(config, model.terms))
-    fit(model, KIND, *sets, lambda x, x_hat: Figure())
-    return run.path
-
-
-@pytest.fixture(scope="module")
-def trained(one_thread: None, data: Layouts, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two settings with two seeds each, hardly trained; the variational ones with a KL to speak of."""
-    folder = tmp_path_factory.mktemp("outputs")
-    paths = [train(folder, data, f"point-{seed}", seed, variational=False) for seed in (0, 1)]
-    heads = {"segmentation": False, "classification": False}
-    return paths + [train(folder, data, f"gauss-{seed}", seed, kl_weight=0.01, **heads) for seed in (0, 1)]
-
-
-class Copy(nn.Module):
-    """Its latent is the image; its head tells every class, or always one class where `constant` is not -1."""
-
-    def __init__(self, config: LayoutAutoencoderConfig) -> None:
-        super().__init__()
-        self.config, self.scale = config, nn.Parameter(torch.ones(()))
-        self.register_buffer("constant", torch.tensor(-1))
-
-    def encode(self, x: torch.Tensor) -> Posterior:
-        return Posterior(x.flatten(1) * self.scale)
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        x = z.unflatten(1, (3, SIZE, SIZE))
-        return self.painted(x) if self.constant >= 0 and not self.config.segmentation else x
-
-    def painted(self, x: torch.Tensor) -> torch.Tensor:
-        return self.colours()[self.constant].reshape(3, 1, 1).expand_as(x)
-
-    def colours(self) -> torch.Tensor:
-        return torch.tensor(list(COLOURS.values())) / 127.5 - 1
-
-    def decode_all(self, z: torch.Tensor) -> Decoded:
-        x = self.decode(z)
-        logits = -(x[:, None] - self.colours()[:, :, None, None]).square().sum(2)
-        if self.constant >= 0:
-            logits = nn.functional.one_hot(self.constant, len(CLASSES)).float().reshape(-1, 1, 1).expand_as(logits)
-        types = torch.eye(self.config.n_types)[torch.ones(len(z), dtype=torch.int64)]
-        return Decoded(x, logits if self.config.segmentation else None, types if self.config.classification else None)
-
-
-class Linear(Copy):
-    """A few random directions of the image, and a decoder linear in them; neither is trained."""
-
-    def __init__(self, config: LayoutAutoencoderConfig) -> None:
-        super().__init__(config)
-        self.to_z = nn.Linear(3 * SIZE**2, config.latent_channels)
-        self.to_x = nn.Linear(config.latent_channels, 3 * SIZE**2)
-
-    def encode(self, x: torch.Tensor) -> Posterior:
-        return Posterior(self.to_z(x.flatten(1)))
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return self.to_x(z).unflatten(1, (3, SIZE, SIZE))
-
-
-class Blurred(Copy):
-    """Every pixel is the mean of four in a row, itself the first."""
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        x = nn.functional.pad(super().decode(z), (0, 3, 0, 0), "replicate")
-        return x.unfold(3, 4, 1).mean(-1)
-
-
-def metrics(losses: list[float], **terms: list[float]) -> pd.DataFrame:
-    """metrics.csv of a training that logs two steps in each epoch."""
-    rows = [
-        {"step": i + 1, "epoch": i // 2 + 1, "split": "train", "loss": loss, "grad_norm": 1.0, "seconds": 0.5 * i}
-        | {name: values[i] for name, values in terms.items()}
-        for i, loss in enumerate(losses)
-    ]
-    ends = [{"step": i, "epoch": i // 2, "split": "val", "loss": 1.0, "seconds": 0.5 * i} for i in range(2, 7, 2)]
-    return pd.DataFrame(rows + ends).sort_values("step", kind="stable", ignore_index=True)
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Layouts):
-    """Writes a finished run of a model that was not trained."""
-
-    def write(model_class: type[nn.Module], constant: int = -1, **settings: Any) -> Path:
-        monkeypatch.setitem(MODELS, KIND, (model_class, LayoutAutoencoderConfig))
-        name = f"{model_class.__name__}{constant}"
-        run, parameters = begin(tmp_path, data, f"{name}-3", 3, **settings)
-        torch.manual_seed(0)
-        model = build_vae(parameters, data.sizes)
-        model.constant.fill_(constant)
-        save(run, model)
-        return run.path
-
-    return write
-
-
-def save(run: Run, model: nn.Module) -> None:
-    run.record(model={"kind": KIND} | model.config.model_dump())
-    save_model(run.path / "model.safetensors", model, KIND)
-    metrics([1.0] * 6).to_csv(run.path / "metrics.csv", index=False)
-
-
-# --- which runs ---
-
-
-def test_the_runs_of_an_experiment_by_setting_and_seed(trained, data, tmp_path) -> None:
-    folder = tmp_path / "e"
-    shutil.copytree(trained[0].parent, folder)
-    for seed in (10, 2):
-        begin(tmp_path, data, f"gauss-{seed}", seed)  # begun, not finished
-    run, _ = begin(tmp_path, data, "stopped", 0)
-    (run.path / "model.safetensors").touch()  # of what model, nothing says
-    for name, kind in (("clips", "conv_vae"), ("data", "")):  # another model; a look at the data
-        (folder / name).mkdir()
-        content = {"parameters": {"data_kind": "layouts", "seed": 0}} | ({"model": {"kind": kind}} if kind else {})
-        (folder / name / "config.json").write_text(json.dumps(content))
-    (folder / "clips" / "model.safetensors").touch()
-    found, failed = runs_of(folder)
-    assert [path.name for path in found] == ["gauss-0", "gauss-1", "point-0", "point-1"]
-    assert failed == ["gauss-2", "gauss-10", "stopped"]
-    found, failed = runs_of(folder, ["point-1", "gauss-2", "never", "gauss-0"])
-    assert [path.name for path in found] == ["point-1", "gauss-0"] and failed == ["gauss-2", "never"]
-    with pytest.raises(RunError, match="clips holds a conv_vae, not a layout_autoencoder: name runs of that kind$"):
-        runs_of(folder, ["point-1", "clips"])
-
-
-def test_an_experiment_without_a_finished_run_is_refused(data, tmp_path) -> None:
-    with pytest.raises(RunError, match=r"absent has no finished autoencoder of floor plans \(there is none\): train"):
-        runs_of(tmp_path / "absent")
-    begin(tmp_path, data, "a-0", 0)
-    for names in ([], ["a-0"]):
-        with pytest.raises(RunError, match=r"e has no finished autoencoder .* \(none of a-0 is finished\): train one"):
-            runs_of(tmp_path / "e", names)
-
-
-def test_two_runs_of_one_setting_and_seed_are_refused(stub, tmp_path) -> None:
-    path = stub(Copy)
-    shutil.copytree(path, path.with_name("Copy-1"))
-    assert setting_of(path) == ("Copy-1", 3) == setting_of(path.with_name("Copy-1"))
-    for names in ([], ["Copy-1-3", "Copy-1"]):
-        with pytest.raises(RunError, match="Copy-1(-3)? and Copy-1(-3)? are both setting 'Copy-1' with seed 3: name"):
-            runs_of(path.parent, names)
-
-
-def test_the_seed_is_the_one_trained_with(trained, data, tmp_path) -> None:
-    assert [setting_of(path) for path in trained] == [("point", 0), ("point", 1), ("gauss", 0), ("gauss", 1)]
-    run, _ = begin(tmp_path, data, "channels-16", 4)
-    assert setting_of(run.path) == ("channels-16", 4)
-
-
-# --- the same data ---
-
-
-def rewrite(path: Path, **entries: dict[str, Any]) -> None:
-    config = json.loads((path / "config.json").read_text())
-    for name, values in entries.items():
-        config[name] |= values
-    (path / "config.json").write_text(json.dumps(config))
-
-
-def test_runs_of_the_same_data_open_it(trained, data) -> None:
-    opened = open_same(trained)
-    assert opened.fingerprint == data.fingerprint and opened.config == data.config
-
-
-@pytest.mark.parametrize(
-    ("entries", "difference"),
-    [
-        ({"parameters": {"split_seed": 1}}, "split_seed: 0 there, 1 here"),
-        ({"parameters": {"image_size": 64}}, "image_size: 32 there, 64 here"),
-        (
-            {"parameters": {"classify_by": "label"}, "data": {"fingerprint": "f00"}},
-            "classify_by: type there, label here, fingerprint: [0-9a-f]{16} there, f00 here",
-        ),
-    ],
-)
-def test_runs_of_other_data_or_another_split_are_refused(trained, tmp_path, entries, difference) -> None:
-    other = shutil.copytree(trained[2], tmp_path / "gauss-0")
-    rewrite(other, **entries)
-    message = rf"^point-0 and gauss-0 were trained on other data or another split: {difference} \('there' is point-0\)"
-    with pytest.raises(RunError, match=message):
-        open_same([trained[0], trained[1], other])
-
-
-def test_where_data_are_cached_and_how_strictly_they_are_opened_are_no_difference(trained, tmp_path) -> None:
-    other = shutil.copytree(trained[1], tmp_path / "point-1")
-    rewrite(other, parameters={"cache_dir": "elsewhere", "max_unknown_fraction": 0.5})
-    assert open_same([trained[0], other]).sizes["image_size"] == SIZE
-
-
-def test_data_that_have_changed_since_are_refused(trained, tmp_path) -> None:
-    paths = [shutil.copytree(path, tmp_path / path.name) for path in trained[:2]]
-    for path in paths:
-        rewrite(path, data={"fingerprint": "f00"})
-    with pytest.raises(RunError, match=r"point-0 was trained on other data or another split \(fingerprint f00, now"):
-        open_same(paths)
 
 
 # --- closed forms ---
@@ -501,13 +259,18 @@ def test_pictures_are_those_of_the_epochs_they_were_drawn_in(trained) -> None:
     assert latest[f"{setting}, epoch 2"] == found[2] and f"{setting}, epoch 1" not in latest
 
 
-def test_a_run_whose_notebook_failed_after_its_training_is_no_result(stub) -> None:
-    path = stub(Copy)
-    write_json(path / "status.json", {"state": "failed", "updated": 0})
-    with pytest.raises(RunError, match=f"none of {path.name} is finished"):
-        runs_of(path.parent, [path.name])
-    Run(path).finish(mse=0.0)
-    assert runs_of(path.parent, [path.name]) == ([path], []), "it was run again, to its end"
+def test_what_a_reader_has_to_know(trained, data) -> None:
+    rows = collect(trained, data, "val", CPU, **QUICK)
+    configs = {setting_of(path)[0]: json.loads((path / "config.json").read_text()) for path in trained}
+    classes, kl = caveats(rows, configs)
+    assert classes.startswith("Classes are told by the colours in gauss; by the head in point: compare these settings")
+    share = 100 * rows.loc[rows["setting"] == "gauss", "kl_share"].mean()
+    assert (
+        kl
+        == f"gauss adds 0.01 times the KL, the sum over its dimensions, in nats per image, to its loss: {share:.2g} % of it."
+    )
+    points = rows["setting"] == "point"
+    assert caveats(rows[points], {"point": configs["point"]}) == []
 
 
 def test_a_training_without_pictures_has_none(stub) -> None:

@@ -45,9 +45,9 @@ def test_run_passes_folder_overrides_and_exit_code(monkeypatch: pytest.MonkeyPat
     called = []
     monkeypatch.setattr(batch, "run_folder", lambda *arguments: called.append(arguments) or 75)
     assert main(["run", "params/demo", "-p", "lr=1e-4", "-p", "run=a=b"]) == 75
-    assert called.pop() == (Path("params/demo"), {"lr": "1e-4", "run": "a=b"}, None, None, False)
-    assert main(["run", "params/demo", "--seeds", "3", "--jobs", "2", "--accept-failures"]) == 75
-    assert called.pop() == (Path("params/demo"), {}, 3, 2, True)
+    assert called.pop() == (Path("params/demo"), {"lr": "1e-4", "run": "a=b"}, None, None, [])
+    assert main(["run", "params/demo", "--seeds", "3", "--jobs", "2", "--accept-failures", "--accept-undecided"]) == 75
+    assert called.pop() == (Path("params/demo"), {}, 3, 2, ["failures", "undecided"])
 
 
 def test_an_override_without_a_value(capsys: pytest.CaptureFixture) -> None:

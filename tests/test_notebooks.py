@@ -4,10 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from projects import write_verdict_of
 
 from workbench.batch import run_folder
+from workbench.config import ConfigError
 from workbench.datasets.synthetic import write_pushing
 from workbench.paths import outputs_root
+from workbench.runs import open_run
+from workbench.tasks import plan
+from workbench.verdicts import read_verdict
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"epochs": "3", "arm_epochs": "2", "seeds": "2", "measured_pairs": "4", "floor_components": "16"}
@@ -74,3 +79,40 @@ def test_latent_actions_of_clips_without_labels_and_of_a_pair_of_images(
     assert "Does LAQ beat copy-frame?" in gate and "be read from" not in gate
     summary = json.loads((run / "summary.json").read_text())
     assert summary["mse_copy_the_first_frame"] > 0 and summary["mse_LAQ"] > 0
+
+
+@pytest.mark.slow
+def test_phases_of_floor_plans_begin_from_the_verdict_before(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed, and a failed run, have to be accepted there."""
+    monkeypatch.setenv("WORKBENCH_OUTPUTS", str(outputs))
+    monkeypatch.chdir(ROOT)
+    first, second, third = (f"layouts/phase1_{i}" for i in (1, 2, 3))
+    assert len(plan(ROOT / "params" / first, {})) == 12 * 3 + 1
+    chosen = {
+        "data_kind": "layouts",
+        "data": "plans",
+        "image_size": 64,
+        "latent_channels": 3,
+        "base_channels": 4,
+        "lr": 0.005,
+    }
+    write_verdict_of(first, chosen, decided=False)
+    quick = {"epochs": "1", "batch_size": "192", "floor_samples": "50", "floor_components": "4"}
+    with pytest.raises(ConfigError, match="one seed decided nothing there: run params/layouts/phase1_1 --seeds 3, or"):
+        run_folder(ROOT / "params" / second, quick)
+    tasks = plan(ROOT / "params" / second, quick, 2, ["undecided"])
+    held = open_run(next(task.resolved for task in tasks if task.name == "V2-1"))
+    with held.lock():  # as by another process, so that this run fails
+        assert run_folder(ROOT / "params" / second, quick, seeds=2, jobs=2, accept=["undecided"]) == 1
+    verdict = read_verdict(outputs / second / "report" / "verdict.yaml")
+    assert verdict.failed == ["V2-1"] and verdict.seeds == [0] and not verdict.decided
+    assert {name: verdict.parameters[name] for name in chosen} == chosen
+    with pytest.raises(ConfigError, match="V2-1 failed there: run params/layouts/phase1_2 again, or go on without"):
+        run_folder(ROOT / "params" / third, quick)
+    accept = ["failures", "undecided"]
+    assert run_folder(ROOT / "params" / third, quick, seeds=1, jobs=2, accept=accept) == 0
+    page = (outputs / third / "report" / "report.md").read_text()
+    assert "Classes are told by the colours in V1_rgb, V2_rgb; by the head in V1_seg, V1_seg_cls, V2_seg" in page
+    assert "V2_seg adds 0.0001 times the KL, the mean over its dimensions" in page and "PCA-49" in page
+    drawn = {path.stem for path in (outputs / third / "report" / "figures").glob("*.png")}
+    assert drawn == {"dots", "frontier", "curves", "samples", "interpolations", "differences"}

@@ -139,7 +139,22 @@ def test_failed_runs_of_a_base_have_to_be_accepted(tmp_path: Path) -> None:
         read(tmp_path, BASE + GOOD)
     rule = "run params/layouts/phase1_1 again, or go on without with --accept-failures"
     assert str(caught.value) == f"base='layouts/phase1_1/report' in S: c16_s4-0, c8_s3-2 failed there: {rule}"
-    assert read(tmp_path, BASE + GOOD, accept_failures=True).base.values == {"n": 3}
+    assert read(tmp_path, BASE + GOOD, accept=["failures"]).base.values == {"n": 3}
+
+
+def test_a_base_on_one_seed_has_to_be_accepted(tmp_path: Path) -> None:
+    write_verdict_of("layouts/phase1_1", {"n": 3}, decided=False)
+    rule = "one seed decided nothing there: run params/layouts/phase1_1 --seeds 3, or begin from .*, which led, with "
+    with pytest.raises(ConfigError, match=f"base='layouts/phase1_1/report' in S: {rule}--accept-undecided"):
+        read(tmp_path, BASE + GOOD)
+    assert read(tmp_path, BASE + GOOD, accept=["undecided"]).base.values == {"n": 3}
+
+
+def test_what_the_settings_vary_cannot_be_given_for_all(tmp_path: Path) -> None:
+    text = GOOD + "  V2: {lr: 0.1}\n  V3: {lr: 0.1, n: 2}\n"
+    assert len(read(tmp_path, text, overrides=["n"]).settings) == 3
+    with pytest.raises(ConfigError, match="-p m -p lr: makes settings V1 and V2 of S the same: leave out what they v"):
+        read(tmp_path, text, overrides=["m", "lr"])
 
 
 # --- the runs ---

@@ -55,7 +55,7 @@ def test_without_a_gain_the_simpler_wins() -> None:
     verdict = pair(pair_rows())
     assert (verdict.winner, verdict.rival, verdict.decided, verdict.seeds) == ("V1", "V2", True, [0, 1, 2])
     assert verdict.reason == (
-        "V1 wins: of 10 criteria 0 favour V2 (none) and 1 favour V1 (simpler +100); numbers are V2 - V1."
+        "V1 wins: of 8 criteria 0 favour V2 (none) and 1 favour V1 (simpler +100); numbers are V2 - V1."
     )
     assert verdict.parameters == {"variational": False, "lr": 1e-5}
 
@@ -63,11 +63,9 @@ def test_without_a_gain_the_simpler_wins() -> None:
 def test_a_tie_goes_to_the_simpler_and_one_more_to_the_variational() -> None:
     tie = pair(pair_rows(ppl=2.0))
     assert tie.winner == "V1" and tie.decided
-    assert "1 favour V2 (better interpolation -1) and 1 favour V1 (simpler +100), and a tie goes to the s" in tie.reason
+    assert "1 favour V2 (better interpolation -1) and 1 favour V1 (simpler +100), and a tie goes to the d" in tie.reason
     ahead = pair(pair_rows(ppl=2.0, active_units=32))
-    assert (ahead.winner, ahead.rival) == ("V2", "V1") and ahead.reason.startswith(
-        "V2 wins: of 10 criteria 2 favour V2"
-    )
+    assert (ahead.winner, ahead.rival) == ("V2", "V1") and ahead.reason.startswith("V2 wins: of 8 criteria 2 favour V2")
     assert "a tie" not in ahead.reason
     assert ahead.parameters == {"variational": True, "lr": 0.5, "sizes": [1, 2]}
     assert type(ahead.parameters["lr"]) is float
@@ -82,7 +80,7 @@ def test_what_seeds_do_not_tell_apart_does_not_count() -> None:
 def test_one_seed_says_which_would_lead() -> None:
     verdict = pair(pair_rows(seeds=1, ppl=2.0, mse=0.009))
     assert (verdict.winner, verdict.decided, verdict.seeds) == ("V2", False, [0])
-    assert verdict.reason.startswith("One seed cannot decide; V2 would lead: on this seed, of 10 criteria 2 favour V2")
+    assert verdict.reason.startswith("One seed cannot decide; V2 would lead: on this seed, of 8 criteria 2 favour V2")
 
 
 def test_seeds_of_one_setting_are_left_out_and_named() -> None:
@@ -150,6 +148,7 @@ def test_noise_does_not_make_a_setting_as_good_but_it_is_named() -> None:
     rows = shapes(large=([0.99, 0.99, 0.99], 1024, 10), wild=([0.99, 0.985, 0.5], 16, 10), poor=([0.9] * 3, 8, 10))
     verdict = many(rows)
     assert verdict.winner == "large" and "not distinguishable" in verdict.criteria[0].sentence
+    assert [(row.favours, row.leads) for row in verdict.criteria] == [("cannot decide", "large"), ("large", "large")]
     assert verdict.reason.endswith("; smaller, and not ruled out by the seeds: wild.")
 
 
@@ -160,6 +159,18 @@ def test_one_common_seed_does_not_decide_between_many() -> None:
     assert verdict.reason.startswith("One seed cannot decide; small would lead: of the 2 settings")
     assert verdict.reason.endswith("; seeds left out, as not every setting has them: 1.")
     assert [row.favours for row in verdict.criteria] == ["cannot decide"]
+
+
+def test_settings_that_lack_seeds_are_left_out_and_named() -> None:
+    """Each run that failed took another seed with it, so that no seed is common to all."""
+    rows = shapes(a=([0.99] * 3, 64, 10), b=([0.9] * 3, 32, 10), c=([0.9] * 3, 16, 10), d=([0.9] * 3, 8, 10))
+    gone = [("b", 0), ("c", 1), ("d", 2)]
+    verdict = many(rows[[pair not in gone for pair in zip(rows["setting"], rows["seed"], strict=True)]])
+    assert verdict.winner == "a" and verdict.decided and verdict.seeds == [1, 2]
+    assert verdict.reason.endswith(
+        "as not every setting has them: 0; settings left out, for want of common seeds: d, c."
+    )
+    assert [row.criterion for row in verdict.criteria] == ["b close to the best"]
 
 
 def test_a_setting_without_the_error_is_refused() -> None:
@@ -266,7 +277,10 @@ def test_the_report_answers_first_and_names_failed_runs_at_the_top() -> None:
     verdict = pair(rows, ("V1-3", "V2-3"))
     page = report("Variational?", rows, verdict, ["Flats are made."])
     found = sections(page)
-    assert list(found) == ["Variational?", "Settings", "Criteria", "Stability", "Limits"]
+    assert list(found) == ["Variational?", "Settings", "Floors", "Criteria", "Stability", "Limits"]
+    floors = pd.DataFrame({"floor": ["mean image", "PCA-8"], "mse": [0.5, 0.125]})
+    page_of = sections(report("q", rows, verdict, floors=floors))["Floors"]
+    assert "| figure | mean image | PCA-8 |" in page_of and "scale] | 0.5 | 0.125 |" in page_of
     top = "**Failed runs, in none of these figures: V1-3, V2-3.**\n\n" + verdict.reason
     assert found["Variational?"] == top and page.endswith("\n")
     assert "Failed" not in report("q", rows, pair(rows))

@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--accept-failures", action="store_true", help="begin from the verdict of a sweep some of whose runs failed"
     )
+    run.add_argument("--accept-undecided", action="store_true", help="begin from the verdict of a sweep on one seed")
     runs = commands.add_parser("runs", help="list the runs of an outputs folder")
     runs.add_argument("folder", type=Path, nargs="?", help="the project's outputs/ when left out")
     settings = commands.add_parser("import-config", help="turn settings of SimulGen-VAE into a parameter folder")
@@ -57,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         from workbench.batch import run_folder
 
-        return run_folder(args.folder, _pairs(args.overrides), args.seeds, args.jobs, args.accept_failures)
+        accepted = {"failures": args.accept_failures, "undecided": args.accept_undecided}
+        accept = [name for name, given in accepted.items() if given]
+        return run_folder(args.folder, _pairs(args.overrides), args.seeds, args.jobs, accept)
     except (ConfigError, RunError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,20 +11,21 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
+from workbench.config import ConfigError
 from workbench.kernels import execute, forwarded_signals, tell_kernels, write_page
 from workbench.paths import OUTPUTS_VARIABLE, outputs_root, project_root
 from workbench.process import PREEMPTED_EXIT, Preempted, handled
 from workbench.progress import STATUS_VARIABLE, write_status
 from workbench.provenance import check_source
 from workbench.runs import Run, RunError, open_run, read_json, run_path
-from workbench.sweeps import set_aside, slots
+from workbench.sweeps import SETTINGS, set_aside, slots
 from workbench.tasks import Task, plan
 
 REFRESH_SECONDS = 0.5
@@ -36,12 +37,12 @@ def run_folder(
     overrides: Mapping[str, str],
     seeds: int | None = None,
     jobs: int | None = None,
-    accept_failures: bool = False,
+    accept: Collection[str] = (),
 ) -> int:
     """Execute a folder's notebooks in order; finished ones are left alone, unfinished ones go on.
 
     Args:
-        folder, overrides, seeds, accept_failures: See `plan`.
+        folder, overrides, seeds, accept: See `plan`.
         jobs: Runs of a sweep at one time; None: one for each CUDA device, or one.
 
     Returns:
@@ -54,8 +55,10 @@ def run_folder(
     root = project_root(folder)
     outputs = outputs_root() if os.environ.get(OUTPUTS_VARIABLE) else root / "outputs"
     os.environ[OUTPUTS_VARIABLE] = str(outputs)  # absolute, as kernels work in another folder
-    tasks = plan(folder, overrides, seeds, accept_failures)
+    tasks = plan(folder, overrides, seeds, accept)
     swept = [task for task in tasks if task.kind == "swept"]
+    if jobs is not None and not swept:
+        raise ConfigError([(f"--jobs {jobs}", f"{folder} has no {SETTINGS}: its notebooks run one after another")])
     places = slots(jobs, [task.resolved.get("device", "auto") for task in swept])
     started = time.monotonic()
     with _alone(swept), forwarded_signals() as arrived:
@@ -227,7 +230,7 @@ class SweepRunner:
             run = open_run(task.resolved)
             if _left(task, run):
                 return
-        except RunError as error:
+        except (RunError, ConfigError, OSError) as error:
             print(f"{task.name}: FAILED\n{error}", flush=True)
             self.failures.append(f"{task.name}: {str(error).splitlines()[0]}")
             return

@@ -166,19 +166,25 @@ class LatentUse:
         mu: Posterior means of the Gaussian dimensions, or of all where there are none.
         of_dimension: KL of each in nats, or the variance of its mean.
         label: Which of the two.
+        centre, scale: Of each dimension: 0 and 1 of the prior, or mean and standard deviation where there is none.
     """
 
     mu: Float[Tensor, "n d"]
     of_dimension: Float[Tensor, " d"]
     label: str
+    centre: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
 
 
 def latent_use(posterior: Posterior) -> LatentUse:
     """KL of each Gaussian dimension; of a deterministic latent, the variance of each."""
     if posterior.logvar is None:
-        return LatentUse(posterior.mu, posterior.mu.var(0), "variance of mu [1]")
+        mu = posterior.mu
+        return LatentUse(mu, mu.var(0), "variance of mu [1]", mu.mean(0), mu.std(0))
     mu = posterior.gaussian_mu
-    return LatentUse(mu, kl_per_dimension(mu, posterior.logvar), "KL [nats]")
+    return LatentUse(
+        mu, kl_per_dimension(mu, posterior.logvar), "KL [nats]", torch.zeros_like(mu[0]), mu.new_ones(mu.shape[1])
+    )
 
 
 @torch.inference_mode()
@@ -188,9 +194,15 @@ def decode(model: nn.Module, z: Float[Tensor, "b d"]) -> Float[Tensor, "b ..."]:
 
 
 def smoothness(
-    model: nn.Module, z: Float[Tensor, "n d"], pairs: int, steps: int, seed: int, distance: Distance = mse
+    model: nn.Module,
+    z: Float[Tensor, "n d"],
+    pairs: int,
+    steps: int,
+    seed: int,
+    distance: Distance = mse,
+    methods: Sequence[str] = ("lerp", "slerp"),
 ) -> pd.DataFrame:
-    """Path-length ratio and perceptual path length of lerp and slerp between random pairs of latents.
+    """Path-length ratio and perceptual path length of decoded paths between random pairs of latents.
 
     Returns:
         One row per pair and method: method, ratio (1 is a straight path; NaN where both ends decode to the same
@@ -200,7 +212,7 @@ def smoothness(
     rows = []
     for _ in range(pairs):
         a, b = z[chosen.choice(len(z), 2, replace=False)]
-        for method in ("lerp", "slerp"):
+        for method in methods:
             path = decode(model, interpolate(a, b, steps, method))
             moved = float(mse(path[:1], path[-1:])) > SAME_SAMPLE_MSE
             ratio = float(path_length_ratio(path)) if moved else float("nan")

@@ -1,7 +1,7 @@
 """Criteria for a variational setting against a deterministic one, a number each.
 
-Tables of runs are those of `replicates`. A difference counts only where it is told from seed noise. Every threshold is
-a constant below.
+Tables of runs are those of `replicates`. A difference between two settings counts only where it is told from seed
+noise. Every threshold is a constant below.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,22 @@ from pydantic import Field
 
 from workbench.config import Config
 from workbench.datasets.frames import DataError
-from workbench.replicates import Paired, common_seeds, higher_is_better, lacking, paired, sentence
+from workbench.replicates import LEAST_SEEDS, Paired, common_seeds, higher_is_better, lacking, paired, sentence
 
 NEITHER = "neither"
 UNDECIDED = "cannot decide"
-LEAST_SEEDS = 2
-"""Fewer common seeds have no spread, so nothing is decided on them."""
 ACTIVE_SHARE = 0.25
 """A regularised latent has at least this share of its dimensions active; with fewer it has partly collapsed."""
 COLLAPSED_KL = 0.01
 """A KL below this [nats per dimension] is not in use: the posterior is the prior."""
 DOMINANT_SHARE = 0.5
 """A KL term above this share of the loss, both weighted, outweighs the reconstruction and all other terms."""
+SIMPLER_SHARE = 0.01
+"""A network is simpler where it has fewer parameters by this share: more than a layer for the variance is."""
 COUNTS = ("parameters",)
 """Figures that no seed changes, so that one seed decides them."""
+BESIDE = ("pixel_accuracy", "mean_iou")
+"""Figures that are compared and have no vote: they and the error tell of one thing, which would count three times."""
 COMPARED = {
     "smoother latent": "path_excess",
     "better interpolation": "ppl",
@@ -54,6 +56,7 @@ class Criterion(Config):
         favours: A setting, "neither", or "cannot decide".
         leads: Whom it would favour by the means alone: a setting, or "neither".
         sentence: All of this in words.
+        votes: Whether it counts in the verdict, or stands beside it.
     """
 
     criterion: str
@@ -67,6 +70,7 @@ class Criterion(Config):
     favours: str
     leads: str
     sentence: str
+    votes: bool = True
 
 
 def pair_criteria(rows: pd.DataFrame, deterministic: str, variational: str) -> list[Criterion]:
@@ -74,8 +78,8 @@ def pair_criteria(rows: pd.DataFrame, deterministic: str, variational: str) -> l
 
     Compared, and in favour of the better where the difference is told from seed noise: smoother latent (`path_excess`,
     the distance of path_ratio from 1), better interpolation (ppl), no added blur (`blur`, max(0, 1 - sharpness)), error
-    (mse; also what more direct means), pixel accuracy, mean IoU, simpler (parameters, where one seed is enough), faster
-    (seconds).
+    (mse; also what more direct means), simpler (parameters, at least 1 % fewer, where one seed is enough), faster
+    (seconds); pixel accuracy and mean IoU stand beside them without a vote.
 
     Of the variational setting alone: "regularised" favours it where on every seed a quarter of the latent's dimensions
     are active (`active_share`, active_units over latent_size) and the KL is at least 0.01 nats per dimension; "KL
@@ -123,6 +127,7 @@ def _compared(rows: pd.DataFrame, criterion: str, figure: str, a: str, b: str) -
     pair = paired(rows, figure, a, b)
     leads = _better(pair)
     if figure in COUNTS:
+        leads = leads if abs(pair.difference) >= SIMPLER_SHARE * min(pair.mean_a, pair.mean_b) else NEITHER
         words = f"{figure} of {a} {pair.mean_a:,.0f}, of {b} {pair.mean_b:,.0f}: the same on every seed"
         return criterion_row(rows, criterion, figure, (a, b), leads, leads, words, pair)
     told = UNDECIDED if len(pair.seeds) < LEAST_SEEDS else leads if pair.distinguishable else NEITHER
@@ -202,6 +207,7 @@ def criterion_row(
         favours=favours,
         leads=leads,
         sentence=words,
+        votes=figure not in BESIDE,
     )
 
 

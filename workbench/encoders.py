@@ -15,114 +15,22 @@ from torch import Tensor, nn
 
 from workbench.comparison import batches, decode, encode_split, error_table, fit_floors, smoothness
 from workbench.datasets.frames import DataError
-from workbench.datasets.layouts import LayoutDataset, Layouts, LayoutsConfig
+from workbench.datasets.layouts import LayoutDataset, Layouts
 from workbench.datasets.loading import Batch
-from workbench.datasets.opening import open_data
+from workbench.encoder_runs import setting_of
 from workbench.interpolation import interpolate
 from workbench.layers import Posterior
 from workbench.metrics import OVERSAMPLE, PCA, active_units, kl_per_dimension
 from workbench.models.layout_autoencoder import Decoded
 from workbench.progress import Progress
-from workbench.provenance import check_same_data
-from workbench.runs import Run, RunError, differences, load_run, read_if_there, read_json
+from workbench.runs import RunError, load_run
 from workbench.segmentation import accuracy, class_iou, confusion_matrices, mean_iou
 from workbench.stability import stability
 
-KIND = "layout_autoencoder"
-OF_OPENING = ("cache_dir", "max_unknown_fraction")
-"""Settings of layouts that change neither an image nor its split."""
 ITERATIONS = 12  # of the PCA; where its basis spans all training samples, the first one is exact
 NAN = float("nan")
 
 Figures = dict[str, float | int | str]
-
-
-# --- runs ---
-
-
-def runs_of(experiment_folder: Path, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
-    """The runs of an experiment with a finished autoencoder, and the names of those that were to have one.
-
-    Args:
-        experiment_folder: `outputs/<experiment>`.
-        names: Runs to take, in this order. Where none are named: all that have such a model or were begun to train one,
-            by setting and seed.
-
-    Returns:
-        Folders of the runs that are complete; names of the others, whether they failed, still run, or never began.
-
-    Raises:
-        RunError: none is finished, one holds a model of another kind, or two have the same setting and seed.
-    """
-    candidates = [experiment_folder / name for name in names] or _autoencoders(experiment_folder)
-    found = [path for path in candidates if _complete(path)]
-    failed = [str(path.relative_to(experiment_folder)) for path in candidates if path not in found]
-    if not found:
-        which = f"none of {', '.join(failed)} is finished" if failed else "there is none"
-        raise RunError(f"{experiment_folder} has no finished autoencoder of floor plans ({which}): train one first")
-    taken: dict[tuple[str, int], Path] = {}
-    for path in found:
-        kind, (setting, seed) = read_json(path / "config.json")["model"]["kind"], setting_of(path)
-        if kind != KIND:
-            raise RunError(f"{path} holds a {kind}, not a {KIND}: name runs of that kind")
-        if (setting, seed) in taken:
-            both = f"{taken[setting, seed].name} and {path.name} are both setting {setting!r} with seed {seed}"
-            raise RunError(f"{experiment_folder}: {both}: name one of them")
-        taken[setting, seed] = path
-    return found, failed
-
-
-def _complete(path: Path) -> bool:
-    """Whether a run has a finished model, and its notebook did not fail after the training."""
-    failed = read_if_there(path / "status.json").get("state") == "failed" and not Run(path).finished
-    return Run(path).trained and "model" in read_if_there(path / "config.json") and not failed
-
-
-def _autoencoders(folder: Path) -> list[Path]:
-    """Sub-folders of the runs that train autoencoders, by setting and seed."""
-    paths = [file.parent for file in folder.glob("*/config.json")]
-    return sorted((path for path in paths if _trains(read_json(path / "config.json"))), key=setting_of)
-
-
-def _trains(config: Mapping[str, Any]) -> bool:
-    if "model" in config:
-        return config["model"]["kind"] == KIND
-    parameters = config.get("parameters", {})
-    return parameters.get("data_kind") == "layouts" and "latent_channels" in parameters  # a look at data has no model
-
-
-def setting_of(path: Path) -> tuple[str, int]:
-    """Setting and seed of a run: `wide-2`, trained with seed 2, is a run of `wide`."""
-    seed = read_json(path / "config.json")["parameters"]["seed"]
-    return path.name.removesuffix(f"-{seed}"), seed
-
-
-def open_same(paths: Sequence[Path]) -> Layouts:
-    """The data that all of these runs were trained on.
-
-    Raises:
-        RunError: two were trained on other images, classes or another split; or the data have changed since.
-        DataError: the data cannot be used as they are.
-    """
-    configs = [read_json(path / "config.json") for path in paths]
-    samples = [_samples(config) for config in configs]
-    for path, other in zip(paths[1:], samples[1:], strict=True):
-        if found := differences(samples[0], other):
-            raise RunError(
-                f"{paths[0].name} and {path.name} were trained on other data or another split: {', '.join(found)} "
-                f"('there' is {paths[0].name}), so a comparison would not be fair. Name runs of the same data and "
-                "split, or train one of them again"
-            )
-    data = open_data(configs[0]["parameters"])
-    check_same_data(paths[0], configs[0], data.fingerprint)
-    return data
-
-
-def _samples(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What says which samples a run was trained on."""
-    settings = LayoutsConfig.pick(config["parameters"]).model_dump()
-    kept = {name: value for name, value in settings.items() if name not in OF_OPENING}
-    return kept | {"fingerprint": config["data"]["fingerprint"]}
 
 
 # --- reconstructions ---
@@ -258,7 +166,7 @@ def latent_figures(model: nn.Module, posterior: Posterior, pairs: int, steps: in
     """
     mu, logvar = posterior.mu, posterior.logvar
     kl = torch.full(mu.shape[1:], NAN) if logvar is None else kl_per_dimension(mu, logvar)
-    paths = smoothness(model, mu, pairs, steps, seed).set_index("method").loc["lerp"]
+    paths = smoothness(model, mu, pairs, steps, seed, methods=("lerp",))
     return {
         "latent_size": mu.shape[1],
         "kl_mean": float(kl.mean()),
@@ -317,6 +225,27 @@ def collect(paths: Sequence[Path], data: Layouts, split: str, device: torch.devi
             rows.append({"setting": setting, "seed": seed, "run": path.name} | figures)
             progress.update(1, path.name)
     return pd.DataFrame(rows)
+
+
+def caveats(rows: pd.DataFrame, configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader of the figures of these settings has to know, in sentences.
+
+    Args:
+        rows: See `collect`.
+        configs: config.json of a run of each setting.
+    """
+    told = []
+    of_source = rows.groupby("classes_from", sort=True)["setting"].unique()
+    if len(of_source) > 1:
+        names = "; ".join(f"by the {source} in {', '.join(settings)}" for source, settings in of_source.items())
+        told.append(f"Classes are told {names}: compare these settings by the figures by colours.")
+    for name, config in configs.items():
+        if config["model"]["variational"]:
+            of_kl = {"mean": "mean over its dimensions", "sum": "sum over its dimensions, in nats per image"}
+            what, weight = of_kl[config["model"]["kl_reduction"]], config["parameters"]["kl_weight"]
+            share = rows.loc[rows["setting"] == name, "kl_share"].mean()
+            told.append(f"{name} adds {weight:g} times the KL, the {what}, to its loss: {100 * share:.2g} % of it.")
+    return told
 
 
 @torch.inference_mode()
@@ -391,7 +320,7 @@ def interpolations(
 
 
 def latest_samples(paths: Sequence[Path], n: int) -> dict[str, Path]:
-    """The last n pictures that the first run of each setting left, by setting and epoch."""
+    """The last n pictures (0: all) that the first run of each setting left, by setting and epoch."""
     first = {setting_of(path)[0]: path for path in reversed(paths)}
     kept = {setting: list(samples_by_epoch(path).items())[-n:] for setting, path in sorted(first.items())}
     return {f"{setting}, epoch {epoch}": path for setting, pictures in kept.items() for epoch, path in pictures}

@@ -21,7 +21,7 @@ from workbench.datasets.opening import DATA, DataKind
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAESettings
 from workbench.models.laq import LAQConfig
-from workbench.models.layout_autoencoder import LayoutAutoencoderSettings
+from workbench.models.layout_autoencoder import Halvings, LayoutAutoencoderSettings
 from workbench.paths import project_root
 from workbench.process import DeviceName
 from workbench.rivals import RivalsConfig
@@ -108,9 +108,9 @@ class EncoderComparisonConfig(Config):
     batch_size: int = Field(64, ge=1)
     pairs: int = Field(1, ge=1)
     path_steps: int = Field(2, ge=2)
-    shown_epochs: int = Field(1, ge=1)
+    shown_epochs: int = Field(0, ge=0)
     floor_samples: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
+    pair_seed: int = Field(0, ge=0)
 
 
 CONFIGS: dict[str, tuple[type[Config], ...]] = {
@@ -128,7 +128,7 @@ OF_KIND: dict[str, dict[str, tuple[type[Config], ...]]] = {
     "02_train_vae": {
         "clips": (ClipsConfig, ConvVAEConfig),
         "simulation": (SimulationConfig, HierarchicalVAESettings, AugmentConfig),
-        "layouts": (LayoutsConfig, LayoutAutoencoderSettings, HeadWeights),
+        "layouts": (LayoutsConfig, LayoutAutoencoderSettings, Halvings, HeadWeights),
     },
 }
 """Further ones of notebooks with a `data_kind`, by kind; what only other kinds have must keep its default."""

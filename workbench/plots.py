@@ -26,6 +26,8 @@ MAX_CLASSES = 12
 TOLERANCE = 1e-3  # rounding allowed beyond [-1, 1]
 GAP = 0.06  # between images, in image widths
 BINS = 60
+MOST_BARS = 200
+"""Of more, one outline is drawn: as bars they would be too thin to see, and slow."""
 
 
 def image_grid(
@@ -238,14 +240,24 @@ def kl_spectrum(kl: Float[Tensor, " d"], threshold_note: str | None = None, labe
     ranks = np.arange(1, len(heights) + 1)
     fig = new_figure(float(np.clip(0.2 * len(heights) + 2, 6, 12)), 3.6)
     ax = fig.subplots()
-    ax.bar(ranks, heights, color=PALETTE[0], label=f"{what} of the dimension")
+    if len(heights) <= MOST_BARS:
+        ax.bar(ranks, heights, color=PALETTE[0], label=f"{what} of the dimension")
+    else:
+        ax.stairs(heights, np.append(ranks, len(ranks) + 1) - 0.5, fill=True, color=PALETTE[0])
+        ax.patches[-1].set_label(f"{what} of the dimension")
     ax.set(xlabel=f"latent dimensions, by descending {what} [rank]", ylabel=label, ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(threshold_note or "", fontsize=10)
     handles = ax.get_legend_handles_labels()
     if heights.sum() > 0:
         share = ax.twinx()
-        share.plot(ranks, 100 * heights.cumsum() / heights.sum(), ".-", color=PALETTE[1], label="cumulative share")
+        share.plot(
+            ranks,
+            100 * heights.cumsum() / heights.sum(),
+            ".-" if len(heights) <= MOST_BARS else "-",
+            color=PALETTE[1],
+            label="cumulative share",
+        )
         share.set(ylabel=f"share of the total {what} [%]", ylim=(0, 105))
         handles = [a + b for a, b in zip(handles, share.get_legend_handles_labels(), strict=True)]
     fig.legend(*handles, loc="outside lower center", ncols=2)

@@ -3,16 +3,18 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from workbench.config import Config
+from workbench.config import Config, ConfigError
 from workbench.models import laq_published
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAEConfig
 from workbench.models.laq import LAQConfig
+from workbench.models.weight_autoencoder import WeightAutoencoderConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -54,6 +56,8 @@ class Published:
     """Configuration from the weights under our names."""
     unread: Callable[[Weights], set[str]] = lambda weights: set()
     """Keys, by their names, of layers that their model holds and never reads."""
+    absent: Weights = field(default_factory=dict)
+    """Weights, by our names, that some of their files lack, and the value they have there."""
 
     def ours(self, keys: Iterable[str]) -> dict[str, str]:
         """Our name of each of their keys."""
@@ -64,9 +68,9 @@ class Published:
         return rename(keys, [(ours, theirs) for theirs, ours in self.parts])
 
     def convert(self, weights: Weights) -> dict[str, Tensor]:
-        """Their weights under our names, without those that nothing reads."""
+        """Their weights under our names, without those that nothing reads, with those that the file may lack."""
         unread, ours = self.unread(weights), self.ours(weights)
-        return {ours[key]: tensor for key, tensor in weights.items() if key not in unread}
+        return {**self.absent, **{ours[key]: tensor for key, tensor in weights.items() if key not in unread}}
 
 
 class PublishedLAQ:
@@ -188,9 +192,77 @@ def infer_simulation_vae(weights: Weights, path: Path) -> HierarchicalVAEConfig:
     )
 
 
+WEIGHT_AUTOENCODER_NAMES = (
+    ("encoder.fc_in.", "from_weights."),
+    ("decoder.fc_out.", "to_weights."),
+    ("quant_conv.", "to_posterior."),
+    ("post_quant_conv.", "from_z."),
+    ("loss.logvar", "error_logvar"),
+    ("encoder.down.{}.downsample.conv.", "encoder.levels.{}.resize.1."),
+    ("decoder.up.{}.upsample.conv.", "decoder.levels.{}.resize.1."),
+    ("encoder.down.", "encoder.levels."),
+    ("decoder.up.", "decoder.levels."),
+    (".mid.block_1.", ".middle.0."),
+    (".mid.attn_1.", ".middle.1."),
+    (".mid.block_2.", ".middle.2."),
+    (".block.", ".residual."),
+    (".attn.", ".attention."),
+    (".norm1.", ".branch.0."),
+    (".conv1.", ".branch.2."),
+    (".norm2.", ".branch.3."),
+    (".conv2.", ".branch.6."),
+    (".nin_shortcut.", ".shortcut."),
+    (".proj_out.", ".out."),
+)
+
+
+def unread_weight_autoencoder(weights: Weights) -> set[str]:
+    """What only its published training reads, such as a discriminator; the learned log-variance is ours too."""
+    return {key for key in weights if key.startswith("loss.") and key != "loss.logvar"}
+
+
+def infer_weight_autoencoder(weights: Weights, path: Path) -> WeightAutoencoderConfig:
+    """Sizes of a WeightAutoencoder from the shapes of its weights, which tell neither `dropout` nor `weight_error`."""
+    stages = levels(weights, r"encoder\.levels\.(\d+)\.residual\.0\.branch\.2\.weight")
+    convolutions = [f"encoder.levels.{i}.residual.0.branch.2.weight" for i in stages]
+    convolutions += ["encoder.conv_in.weight", "decoder.conv_in.weight", "from_z.weight"]
+    if not stages or any(key not in weights for key in ("from_weights.weight", *convolutions)):
+        raise CheckpointError(
+            f"{path}: has no encoder.fc_in, encoder.conv_in, encoder.down.*.block.0, decoder.conv_in or "
+            "post_quant_conv, so it is no weight_autoencoder checkpoint"
+        )
+    if weights["from_weights.weight"].dim() != 2 or any(weights[key].dim() != 4 for key in convolutions):
+        raise CheckpointError(
+            f"{path}: encoder.fc_in must have a weight of 2 axes and each convolution one of 4; give config"
+        )
+    (fdim, max_len), blocks = weights["from_weights.weight"].shape, r"encoder\.levels\.0\.residual\.(\d+)\."
+    *widths, ch = (weights[key].shape[0] for key in convolutions[:-2])
+    attended = [i for i in stages if f"encoder.levels.{i}.attention.0.q.weight" in weights]
+    try:
+        return WeightAutoencoderConfig(
+            max_len=max_len,
+            fdim=fdim,
+            ch=ch,
+            ch_mult=[width // max(ch, 1) for width in widths],
+            num_res_blocks=len(levels(weights, blocks)),
+            attn_resolutions=[math.isqrt(fdim) >> i for i in attended],
+            z_channels=weights["decoder.conv_in.weight"].shape[1],
+            embed_dim=weights["from_z.weight"].shape[1],
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; give the configuration it was trained with") from None
+
+
 PUBLISHED: dict[str, Published | PublishedLAQ] = {
     "conv_vae": Published("conv_vae", CONV_VAE_NAMES, infer_conv_vae),
     "simulation_vae": Published("hierarchical_vae", SIMULATION_VAE_NAMES, infer_simulation_vae, unread_simulation_vae),
     "laq": PublishedLAQ(),
+    "weight_autoencoder": Published(
+        "weight_autoencoder",
+        WEIGHT_AUTOENCODER_NAMES,
+        infer_weight_autoencoder,
+        unread_weight_autoencoder,
+        {"error_logvar": torch.zeros(())},
+    ),
 }
 """What `load_foreign` knows, by the name of the published model."""

@@ -1,7 +1,9 @@
 """Figures of runs replicated over seeds; tables in, a matplotlib `Figure` out, as in `plots`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,6 +16,20 @@ from workbench.plots import LINE_STYLES, MARKERS, PALETTE, new_figure
 COLUMNS = 3  # panels side by side
 FAN = 0.5  # of the height of a row, over which its seeds are spread
 MEAN = {"color": "black", "marker": "|", "ms": 20, "mew": 2, "ls": "none"}
+
+
+def pictures(files: Mapping[str, Path]) -> Figure:
+    """Pictures from files, one below the other, each under its title."""
+    images = {title: plt.imread(path) for title, path in files.items()}
+    width = 8.0
+    heights = [width * image.shape[0] / image.shape[1] + 0.25 for image in images.values()]
+    fig = new_figure(width, sum(heights))
+    axes = fig.subplots(len(images), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (title, image) in zip(axes, images.items(), strict=True):
+        ax.imshow(image)
+        ax.set_title(title, fontsize=9, loc="left", pad=2)
+        ax.axis("off")
+    return fig
 
 
 def dots(rows: pd.DataFrame, figures: Mapping[str, str]) -> Figure:

@@ -18,6 +18,8 @@ from workbench.datasets.frames import DataError
 
 LEVEL = 0.05
 """A difference is told from seed noise at this level; intervals hold 1 - LEVEL."""
+LEAST_SEEDS = 2
+"""Fewer common seeds have no spread, so nothing is decided on them."""
 EXACT_SEEDS = 16
 """Up to so many seeds all 2^n assignments of signs are tried; beyond, the interval alone decides."""
 ROUNDING = 1e-12
@@ -218,6 +220,23 @@ def common_seeds(rows: pd.DataFrame, *settings: str) -> list[int]:
     raise DataError(
         f"no seed common to all of {len(settings)} settings ({theirs}): must be at least 1; run the missing"
     )
+
+
+def comparable(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """The settings that have at least 2 seeds in common, and those left out for it, the ones with the fewest seeds.
+
+    None is left out where most settings have 1 seed; two always stay.
+    """
+    check_rows(rows)
+    seeds = {name: set(part["seed"].tolist()) for name, part in rows.groupby("setting", sort=False)}
+    kept, left_out = list(seeds), []
+    if np.median([len(found) for found in seeds.values()]) < LEAST_SEEDS:
+        return kept, []
+    while len(kept) > 2 and len(set.intersection(*(seeds[name] for name in kept))) < LEAST_SEEDS:
+        fewest = min(reversed(kept), key=lambda name: len(seeds[name]))
+        kept.remove(fewest)
+        left_out.append(fewest)
+    return kept, left_out
 
 
 def lacking(rows: pd.DataFrame, figure: str, *settings: str) -> str:

@@ -69,8 +69,8 @@ class TrainConfig(Config):
     """Steps between two rows of metrics.csv."""
     checkpoint_every: int = Field(5000, ge=1)
     """Steps between two checkpoints."""
-    images_every: int = Field(5000, ge=1)
-    """Steps between two pictures of the fixed validation samples."""
+    images_every: int = Field(5000, ge=0)
+    """Steps between two pictures of the fixed validation samples; 0: one after each epoch."""
 
     @model_validator(mode="after")
     def _in_order(self) -> "TrainConfig":

@@ -6,8 +6,6 @@ a split come from the sum of its confusion matrices, not from a mean over images
 Source: Everingham et al. 2010, "The PASCAL visual object classes (VOC) challenge" (intersection over union).
 """
 
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -39,21 +37,6 @@ def confusion_matrices(
     cell = samples * cells + n_classes * target.long() + predicted  # (b, ...), of the b matrices, row by row
     counts = torch.bincount(cell[target != UNLABELLED], minlength=b * cells)
     return counts.reshape(b, n_classes, n_classes)
-
-
-def confusion_matrix(pairs: Iterable[tuple[Tensor, Tensor]], n_classes: int) -> Int[Tensor, "k k"]:
-    """The confusion matrix of a whole split, from its batches of (predicted, target), in a stream.
-
-    Raises:
-        ValueError: there is no batch, or as `confusion_matrices`.
-    """
-    total = None
-    for predicted, target in pairs:
-        matrix = confusion_matrices(predicted, target, n_classes).sum(0)
-        total = matrix if total is None else total + matrix
-    if total is None:
-        raise ValueError("pairs hold 0 batches: a confusion matrix needs at least 1; check the split")
-    return total
 
 
 def accuracy(confusion: Int[Tensor, "*b k k"]) -> Float[Tensor, "*b"]:

@@ -22,17 +22,13 @@ class Stability:
     Args:
         loss_spread: Standard deviation of the logged training loss about its straight line over the last third of the
             steps, as a share of its mean there: a loss that falls evenly has none. NaN below 3 logged losses there.
-        gradient_spikes: Logged gradient norms above 3 times the median of the 20 logged before them.
-        gradient_norms: Norms so judged, the first 5 left out: the spikes are so many of these.
+        gradient_spikes: Logged gradient norms above 3 times the median of the 20 logged before them, from the 6th on.
         epochs_to_best: First epoch whose validation loss is within 5 % of the lowest.
-        epochs: Epochs with a validation.
     """
 
     loss_spread: float
     gradient_spikes: int
-    gradient_norms: int
     epochs_to_best: int
-    epochs: int
 
 
 def stability(log: pd.DataFrame) -> Stability:
@@ -59,9 +55,7 @@ def stability(log: pd.DataFrame) -> Stability:
     return Stability(
         loss_spread=loss_spread(train["step"].to_numpy(float), train["loss"].to_numpy(float)),
         gradient_spikes=int(spikes.sum()),
-        gradient_norms=len(spikes),
         epochs_to_best=epochs_to_best(val["epoch"].to_numpy(int), val["loss"].to_numpy(float)),
-        epochs=len(val),
     )
 
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import combinations, count
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def find_sweep(
     notebooks: Collection[str],
     overrides: Collection[str] = (),
     seeds: int | None = None,
-    accept_failures: bool = False,
+    accept: Collection[str] = (),
 ) -> Sweep | None:
     """The sweep of a parameter folder; None where it has no settings.yaml.
 
@@ -99,7 +99,7 @@ def find_sweep(
         notebooks: Names of the project's notebooks.
         overrides: Parameters given with `-p`.
         seeds: Number of seeds; None: as the file says, else 1.
-        accept_failures: Take the verdict of a sweep some of whose runs failed.
+        accept: "failures": take the verdict of a sweep some of whose runs failed; "undecided": one on a single seed.
 
     Raises:
         ConfigError: all problems of the file, of the base, and of what was asked for, one a line.
@@ -114,8 +114,9 @@ def find_sweep(
     content, base = read_file(folder / SETTINGS) if there else {}, Layer({})
     if there:
         found += _wrong(content, folder, place, notebooks)
+        found += _overridden(content.get("settings"), place, overrides)
     try:
-        base = _base(content["base"], place, accept_failures) if "base" in content else base
+        base = _base(content["base"], place, accept) if "base" in content else base
     except ConfigError as error:
         found += error.problems
     if found:
@@ -138,6 +139,22 @@ def _wrong(content: Mapping[str, Any], folder: Path, place: str, notebooks: Coll
     if type(seeds) is not int or seeds < 1:
         found.append((f"seeds={seeds!r} in {place}", "must be a whole number, at least 1"))
     return found + _wrong_settings(content.get("settings"), place) + _twice(folder / SETTINGS, place)
+
+
+def _overridden(settings: Any, place: str, overrides: Collection[str]) -> list[Problem]:
+    """Settings that would be the same with what was given with `-p`."""
+    of_settings = settings if isinstance(settings, dict) else {}
+    left = {
+        name: {key: value for key, value in values.items() if key not in overrides}
+        for name, values in of_settings.items()
+        if isinstance(values, dict) and values.keys() & set(overrides)
+    }
+    given = " ".join(f"-p {key}" for key in overrides)
+    return [
+        (given, f"makes settings {one} and {other} of {place} the same: leave out what they vary")
+        for one, other in combinations(left, 2)
+        if left[one] == left[other]
+    ]
 
 
 def _twice(path: Path, place: str) -> list[Problem]:
@@ -177,7 +194,7 @@ def _wrong_settings(settings: Any, place: str) -> list[Problem]:
     return found
 
 
-def _base(base: Any, place: str, accept_failures: bool) -> Layer:
+def _base(base: Any, place: str, accept: Collection[str]) -> Layer:
     """The parameters that an earlier sweep's verdict gives."""
     if not isinstance(base, str) or not re.fullmatch(rf"({NAME.pattern}/)+{NAME.pattern}", base):
         rule = "must be the experiment and run of a report, such as layouts/phase1_1/report"
@@ -186,11 +203,12 @@ def _base(base: Any, place: str, accept_failures: bool) -> Layer:
     if not path.exists():
         raise ConfigError([(f"base={base!r} in {place}", f"no verdict there yet: {again} first ({path})")])
     verdict = read_verdict(path)
-    if verdict.failed and not accept_failures:
+    if verdict.failed and "failures" not in accept:
         rule = f"{', '.join(verdict.failed)} failed there: {again} again, or go on without with --accept-failures"
         raise ConfigError([(f"base={base!r} in {place}", rule)])
-    if not verdict.decided:
-        print(f"{path}: one seed decided nothing there; {verdict.winner} is taken because it led")
+    if not verdict.decided and "undecided" not in accept:
+        rule = f"one seed decided nothing there: {again} --seeds 3, or begin from {verdict.winner}, which led, with "
+        raise ConfigError([(f"base={base!r} in {place}", f"{rule}--accept-undecided")])
     return Layer(verdict.parameters, f" in {path}")
 
 

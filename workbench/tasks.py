@@ -1,6 +1,6 @@
 """The tasks that a parameter folder asks for: every file, sweep and base checked before anything starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +38,7 @@ class Task:
 
 
 def plan(
-    folder: Path, overrides: Mapping[str, str], seeds: int | None = None, accept_failures: bool = False
+    folder: Path, overrides: Mapping[str, str], seeds: int | None = None, accept: Collection[str] = ()
 ) -> list[Task]:
     """Read and check every parameter file of a folder, settings.yaml and its base too.
 
@@ -46,7 +46,7 @@ def plan(
         folder: Holds `<notebook>.yaml` files; they run in the order of their names, a swept one many times.
         overrides: `-p key=value` as text; each goes to every notebook that declares the key.
         seeds: Number of seeds of a sweep; None: as its settings.yaml says.
-        accept_failures: Begin a sweep from a verdict some of whose runs failed.
+        accept: See `find_sweep`.
 
     Raises:
         ConfigError: all problems of all files, one a line.
@@ -59,7 +59,7 @@ def plan(
     sweep = None
     try:
         place = _relative(folder / SETTINGS, root)
-        sweep = find_sweep(folder, place, notebooks, overrides, seeds, accept_failures)
+        sweep = find_sweep(folder, place, notebooks, overrides, seeds, accept)
     except ConfigError as error:
         found += error.problems
     for path in files:

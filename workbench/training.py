@@ -202,7 +202,7 @@ class Trainer:
         last = self.done
         if last and self.step < self.steps:
             print(f"stopped early after step {self.step}: no lower validation loss for {config.patience} epochs")
-        if self.step % config.images_every == 0 or last:
+        if self.step % (config.images_every or self.steps_per_epoch) == 0 or last:
             self.log.picture(self.step, self._reconstructions())
         if self.step % config.checkpoint_every == 0 or last:
             self._save("last")

@@ -1,6 +1,7 @@
 """Verdicts on replicated runs: the setting they choose, verdict.yaml for the next experiment, and report.md.
 
-Tables of runs are those of `replicates`. Where nothing tells settings apart, the simpler wins.
+Tables of runs are those of `replicates`. Of two settings that nothing tells apart the deterministic one wins; of many
+that are as good, the smallest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ from pydantic import Field
 
 from workbench.checkpoints import write_atomically
 from workbench.config import Config, ConfigError
-from workbench.criteria import COUNTS, LEAST_SEEDS, NEITHER, UNDECIDED, Criterion, criterion_row, pair_criteria
+from workbench.criteria import COUNTS, NEITHER, UNDECIDED, Criterion, criterion_row, pair_criteria
 from workbench.datasets.frames import DataError
 from workbench.replicates import (
+    LEAST_SEEDS,
     Paired,
     common_seeds,
+    comparable,
     exact_test_is_silent,
     higher_is_better,
     label_of,
@@ -97,12 +100,13 @@ def decide_pair(
     criteria, seeds = pair_criteria(rows, deterministic, variational), common_seeds(rows, deterministic, variational)
     rows = rows[rows["setting"].isin([deterministic, variational])]
     decided = len(seeds) >= LEAST_SEEDS
-    told = [(criterion.favours if decided else criterion.leads, _brief(criterion)) for criterion in criteria]
+    voting = [criterion for criterion in criteria if criterion.votes]
+    told = [(criterion.favours if decided else criterion.leads, _brief(criterion)) for criterion in voting]
     sides = {name: [brief for side, brief in told if side == name] for name in (variational, deterministic)}
     ahead = len(sides[variational]) - len(sides[deterministic])
     winner, rival = (variational, deterministic) if ahead > 0 else (deterministic, variational)
     favour = " and ".join(f"{len(of)} favour {name} ({'; '.join(of) or 'none'})" for name, of in sides.items())
-    count = f"of {len(criteria)} criteria {favour}{', and a tie goes to the simpler' * (ahead == 0)}"
+    count = f"of {len(voting)} criteria {favour}{', and a tie goes to the deterministic one' * (ahead == 0)}"
     verdict = f"{winner} wins: " if decided else f"One seed cannot decide; {winner} would lead: on this seed, "
     reason = f"{verdict}{count}; numbers are {variational} - {deterministic}{_left_out(rows, seeds)}."
     return Verdict(
@@ -144,7 +148,8 @@ def decide_many(
     As good is a mean of `error` over the seeds common to all settings that is worse than the best one's by at most
     `tolerance` of it; being not distinguishable from the best is not enough, or the noisiest setting would pass.
     With one common seed the winner merely leads. The rival is the next by the same order; settings that are not as
-    good follow by their error.
+    good follow by their error. Where failed runs leave fewer than 2 common seeds, settings with the fewest seeds are
+    left out, and named.
 
     Args:
         rows: One per run, with the columns latent_size, parameters and `error`.
@@ -157,9 +162,11 @@ def decide_many(
     Raises:
         DataError: see `replicates.common_seeds`; a run lacks a figure; or the parameters of a setting are absent.
     """
-    names = list(dict.fromkeys(rows["setting"])) if "setting" in rows else []
+    names, short = comparable(rows)
+    rows = rows[rows["setting"].isin(names)]
     seeds = common_seeds(rows, *names)
     left_out, rows = _left_out(rows, seeds), rows[rows["seed"].isin(seeds)]
+    left_out += f"; settings left out, for want of common seeds: {', '.join(short)}" if short else ""
     _check_many(rows, names, error, tolerance)
     means = rows.groupby("setting", sort=False)[[error, "latent_size", "parameters"]].mean()
     (winner, rival, *_), best, good = _ranking(means, tolerance)
@@ -205,9 +212,9 @@ def _ranking(means: pd.DataFrame, tolerance: int | float) -> tuple[list[str], st
 
 
 def _close(rows: pd.DataFrame, pair: Paired, good: bool, tolerance: int | float) -> Criterion:
-    """Whether a setting, a, is within the tolerance of the best, b; beyond it the best is favoured."""
+    """Whether a setting, a, is within the tolerance of the best, b, or beyond it, told from seed noise."""
     leads = NEITHER if good else pair.b
-    told = leads if len(pair.seeds) >= LEAST_SEEDS else UNDECIDED
+    told = leads if len(pair.seeds) >= LEAST_SEEDS and (good or pair.distinguishable) else UNDECIDED
     place = "within" if good else "beyond"
     words = f"{sentence(pair)}; {pair.percent[0]:+.2g} % of {pair.b}, {place} the tolerance of {100 * tolerance:g} %"
     return criterion_row(rows, f"{pair.a} close to the best", pair.figure, (pair.a, pair.b), told, leads, words, pair)
@@ -298,28 +305,43 @@ def _named(row: Mapping[Any, Any]) -> bool:
 # --- report ---
 
 
-def report(question: str, rows: pd.DataFrame, verdict: Verdict, limits: Sequence[str] = ()) -> str:
-    """The page report.md: the answer, every setting's figures, the criteria, stability, and what all this leaves open.
+def report(
+    question: str, rows: pd.DataFrame, verdict: Verdict, limits: Sequence[str] = (), floors: pd.DataFrame | None = None
+) -> str:
+    """The page report.md: the answer, every setting's figures, floors, criteria, stability, and what is left open.
 
     Args:
         question: What the experiment asked; the title.
         rows: One per run; figures in the order of their columns.
         verdict: See `decide_pair` and `decide_many`.
         limits: Sentences on the data, beside those on the statistics.
+        floors: Figures of what costs no training, one row per floor, its name in the first column.
     """
     table = summarise(rows)
     figures = [name for name in rows if name in table and name not in ("seeds", *STABILITY)]
     failed = f"**Failed runs, in none of these figures: {', '.join(verdict.failed)}.**\n\n" if verdict.failed else ""
-    criteria = [[row.criterion, row.favours, _numbers(row, len(verdict.seeds))] for row in verdict.criteria]
+    seeds = len(verdict.seeds)
+    criteria = [
+        [row.criterion, row.favours if row.votes else f"{row.favours} (no vote)", _numbers(row, seeds)]
+        for row in verdict.criteria
+    ]
     settings = _spreads(table, ["seeds", *figures])
     sections = {
         "Settings": f"Mean ± standard deviation over seeds, where these differ.\n\n{settings}",
+        "Floors": "Not measured." if floors is None else _floors(floors),
         "Criteria": _markdown(["criterion", "favours", "numbers"], criteria),
         "Stability": _spreads(table, [name for name in STABILITY if name in table]),
         "Limits": "\n".join(f"- {limit}" for limit in [*_limits(verdict), *limits]),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"# {question}\n\n{failed}{verdict.reason}\n\n{body}\n"
+
+
+def _floors(floors: pd.DataFrame) -> str:
+    """A figure a line, a floor a column."""
+    table = floors.set_index(floors.columns[0])
+    lines = [[label_of(name), *(spread(value, float("nan")) for value in table[name])] for name in table]
+    return _markdown(["figure", *table.index], lines)
 
 
 def _numbers(row: Criterion, n: int) -> str:

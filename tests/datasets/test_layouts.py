@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,19 @@ def test_without_a_manifest_the_name_tells_the_scene(source):
 )
 def test_scenes_by_name(names, scenes):
     assert scenes_by_name(names) == scenes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("plan-2024-{}.png", "101 images of only 1 scenes, told by the first number in the name (2024): must be at"),
+        ("{side}/{}.png", "101 images of only 2 scenes, told by the folder (train, val): must be at most 50 images to"),
+    ],
+)
+def test_names_that_hardly_tell_scenes_are_refused(pattern, told):
+    names = [pattern.format(i, side=("train", "val")[i % 2]) for i in range(101)]
+    with pytest.raises(DataError, match=re.escape(told)):
+        scenes_by_name(names)
 
 
 def test_larger_images_are_sampled_at_the_middle_of_each_square(source):

@@ -27,6 +27,7 @@ from workbench.progress import Progress
 VERSION = 1  # raise it when a look at the same images finds something else
 CHUNK = 256  # images looked at before their results are written
 NAMED = 3  # examples in a message
+MOST_OF_A_SCENE = 50  # images on average, where names tell the scenes
 BROKEN_COLUMNS = ("image", "colour", "pixels")
 
 
@@ -156,12 +157,25 @@ def scenes_by_name(names: list[str]) -> list[str]:
     Where the images lie in several folders, a folder is a scene, with all the folders in it. Else it is the first
     number in the file's name, so that `flat_12.png` and `flat_12_kitchen.png` belong together; an image without a
     number is a scene of its own.
+
+    Raises:
+        DataError: scenes so told have more than 50 images on average, as where folders are splits, or names begin with
+            a year.
     """
     parents = [name.split("/")[0] if "/" in name else "." for name in names]
     if len(set(parents)) > 1:
-        return parents
-    numbers = (re.search(r"[0-9]+", name.rpartition("/")[2]) for name in names)
-    return [name if number is None else number[0] for name, number in zip(names, numbers, strict=True)]
+        scenes, by = parents, "folder"
+    else:
+        numbers = (re.search(r"[0-9]+", name.rpartition("/")[2]) for name in names)
+        scenes = [name if number is None else number[0] for name, number in zip(names, numbers, strict=True)]
+        by = "first number in the name"
+    distinct = sorted(set(scenes))
+    if len(names) > MOST_OF_A_SCENE * len(distinct):
+        raise DataError(
+            f"{len(names)} images of only {len(distinct)} scenes, told by the {by} ({', '.join(distinct[:NAMED])}): "
+            f"must be at most {MOST_OF_A_SCENE} images to a scene; name the scenes in manifest.csv (path, scene)"
+        )
+    return scenes
 
 
 @dataclass(frozen=True)

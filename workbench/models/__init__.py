@@ -16,6 +16,7 @@ from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAE, HierarchicalVAEConfig
 from workbench.models.laq import LAQ, LAQConfig
 from workbench.models.layout_autoencoder import LayoutAutoencoder, LayoutAutoencoderConfig
+from workbench.models.weight_autoencoder import WeightAutoencoder, WeightAutoencoderConfig
 
 MODELS: dict[str, tuple[type[nn.Module], type[Config]]] = {
     "conv_vae": (ConvVAE, ConvVAEConfig),
@@ -24,9 +25,15 @@ MODELS: dict[str, tuple[type[nn.Module], type[Config]]] = {
     "cnn_conditioner": (CNNConditioner, CNNConditionerConfig),
     "laq": (LAQ, LAQConfig),
     "layout_autoencoder": (LayoutAutoencoder, LayoutAutoencoderConfig),
+    "weight_autoencoder": (WeightAutoencoder, WeightAutoencoderConfig),
 }
 
-VAES = {"clips": "conv_vae", "simulation": "hierarchical_vae", "layouts": "layout_autoencoder"}
+VAES = {
+    "clips": "conv_vae",
+    "simulation": "hierarchical_vae",
+    "layouts": "layout_autoencoder",
+    "weights": "weight_autoencoder",
+}
 """The VAE of each kind of data."""
 
 

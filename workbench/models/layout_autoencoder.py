@@ -44,11 +44,36 @@ class LayoutAutoencoderSettings(Config):
     """Whether the class of each pixel is decoded too."""
     classification: bool = True
     """Whether the type of the image is told from the latent."""
-    kl_reduction: Literal["mean", "sum"] = "sum"
+    kl_reduction: Literal["mean", "sum"] = "mean"
     """The term `kl` over the latent's dimensions: their mean, or their sum in nats per image."""
 
 
-class LayoutAutoencoderConfig(LayoutAutoencoderSettings):
+class Halvings(Config):
+    """Whether an image can be halved as often as is asked for.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, or an image size that cannot be halved so often.
+    """
+
+    image_size: int = Field(ge=2)
+    """Side of the square images [px]; divisible by 2 ** downsampling_steps."""
+    downsampling_steps: int = Field(3, ge=1)
+    """Halvings of the image on the way to the latent grid."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Halvings":
+        factor = 2**self.downsampling_steps
+        below = self.image_size // factor * factor
+        if below != self.image_size:
+            sizes = f"{below} or {below + factor}" if below else f"{factor}"
+            raise ValueError(
+                f"image_size={self.image_size}: must be divisible by {factor} = 2 ** downsampling_steps, which is "
+                f"{self.downsampling_steps}; the nearest such size is {sizes}"
+            )
+        return self
+
+
+class LayoutAutoencoderConfig(LayoutAutoencoderSettings, Halvings):
     """Sizes of a LayoutAutoencoder: the user's, and those of the images.
 
     Raises:
@@ -56,8 +81,6 @@ class LayoutAutoencoderConfig(LayoutAutoencoderSettings):
             head with fewer than 2 classes or types to tell apart.
     """
 
-    image_size: int = Field(ge=2)
-    """Side of the square images [px]; divisible by 2 ** downsampling_steps."""
     in_channels: int = Field(3, ge=1)
     """Channels of the images."""
     n_classes: int = Field(ge=0)
@@ -67,14 +90,6 @@ class LayoutAutoencoderConfig(LayoutAutoencoderSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> "LayoutAutoencoderConfig":
-        factor = 2**self.downsampling_steps
-        below = self.image_size // factor * factor
-        if below != self.image_size:
-            sizes = f"{below} or {below + factor}" if below else f"{factor}"
-            raise ValueError(
-                f"image_size={self.image_size}: must be divisible by {factor} = 2 ** downsampling_steps, which is "
-                f"{self.downsampling_steps}; the nearest such size is {sizes}"
-            )
         for head, size in (("segmentation", "n_classes"), ("classification", "n_types")):
             if getattr(self, head) and getattr(self, size) < 2:
                 raise ValueError(
