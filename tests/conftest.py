@@ -1,5 +1,6 @@
 """Shapes and types of public signatures are checked while tests run; no test writes into the project's outputs."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share: tiny.py
 install_import_hook("workbench", "beartype.beartype")
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # else all workers wait for each other
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +9,12 @@ from safetensors import safe_open
 from workbench.checkpoints import load_foreign
 from workbench.models import MODELS
 from workbench.models.hierarchical_vae import HierarchicalVAE, HierarchicalVAEConfig
+from workbench.models.weight_autoencoder import WeightAutoencoder, WeightAutoencoderConfig
 from workbench.published import PUBLISHED, CheckpointError, levels, rename
 
 DATA = Path(__file__).parent / "data"
 SMALL = HierarchicalVAEConfig(nodes=5, steps=4, latent_dim=3, hier_latent_dim=2, filters=[6, 4, 3], all_codes=False)
-GOLDEN = ["conv_vae", "simulation_vae"]
+GOLDEN = ["conv_vae", "simulation_vae", "weight_autoencoder"]
 
 Weights = dict[str, torch.Tensor]
 
@@ -65,9 +67,8 @@ def test_the_names_are_a_bijection(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", GOLDEN)
 def test_the_names_are_those_of_our_model(kind: str) -> None:
-    importer, weights = PUBLISHED[kind], golden(kind)
-    unread, ours = importer.unread(weights), importer.ours(weights)
-    read = {ours[key]: tensor for key, tensor in weights.items() if key not in unread}
+    importer = PUBLISHED[kind]
+    read = importer.convert(golden(kind))
     config = importer.infer(read, Path("their.pt"))
     assert read.keys() == MODELS[importer.kind][0](config).state_dict().keys()
 
@@ -195,3 +196,93 @@ def test_a_configuration_that_reads_every_code_is_refused(tmp_path: Path) -> Non
     torch.save(published(), tmp_path / "their.pt")
     with pytest.raises(CheckpointError, match=r"missing: decoder\.condition_z\.1\.0\._seq\.0\.bias"):
         load_foreign("simulation_vae", tmp_path / "their.pt", SMALL.model_copy(update={"all_codes": True}))
+
+
+# --- the autoencoder of weights ---
+
+
+def published_weight_autoencoder(**settings: Any) -> tuple[WeightAutoencoder, Weights]:
+    """A small model, and its weights under their names."""
+    small = {"max_len": 9, "fdim": 64, "ch": 4, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 3}
+    torch.manual_seed(0)
+    model = WeightAutoencoder(WeightAutoencoderConfig(**small | settings))
+    model.error_logvar.data.fill_(-2.5)
+    theirs = PUBLISHED["weight_autoencoder"].theirs(model.state_dict())
+    return model, {theirs[key]: tensor for key, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"ch_mult": [1], "fdim": 25, "embed_dim": 7},
+        {"ch_mult": [2, 1, 3], "num_res_blocks": 2, "attn_resolutions": [8, 2], "ch": 2},
+    ],
+    ids=["small", "one level", "attention"],
+)
+def test_an_autoencoder_of_weights_is_read_off_with_its_learned_scale(settings: dict, tmp_path: Path) -> None:
+    model, weights = published_weight_autoencoder(**settings)
+    assert {"loss.logvar", "encoder.mid.attn_1.proj_out.bias", "decoder.up.0.block.1.conv2.weight"} <= weights.keys()
+    discriminator = {"loss.discriminator.main.0.bias": torch.zeros(3)}
+    torch.save({"state_dict": weights | discriminator}, tmp_path / "their.pt")
+    again = load_foreign("weight_autoencoder", tmp_path / "their.pt")
+    assert again.config == model.config
+    assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: w.pop("encoder.fc_in.weight"),
+            "has no encoder.fc_in, encoder.conv_in, encoder.down.*.block.0, decoder.conv_in or post_quant_conv, so it "
+            "is no weight_autoencoder checkpoint",
+        ),
+        (
+            lambda w: w.update({"decoder.conv_in.weight": torch.zeros(8, 3)}),
+            "encoder.fc_in must have a weight of 2 axes and each convolution one of 4; give config",
+        ),
+        (
+            lambda w: w.update({"encoder.fc_in.weight": torch.zeros(60, 9)}),
+            "fdim=60: must be the square of a multiple of 2 = 2 ** (len(ch_mult) - 1); the nearest such are 36 and 64; "
+            "give the configuration it was trained with",
+        ),
+        (
+            lambda w: w.update({"encoder.conv_in.weight": torch.zeros(0, 1, 3, 3)}),
+            "ch=0: must be at least 2; give the configuration it was trained with",
+        ),
+    ],
+    ids=["no input layer", "axes", "no square", "empty"],
+)
+def test_other_content_is_no_autoencoder_of_weights(change: Callable, message: str, tmp_path: Path) -> None:
+    _, weights = published_weight_autoencoder()
+    change(weights)
+    torch.save(weights, tmp_path / "their.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_foreign("weight_autoencoder", tmp_path / "their.pt")
+    assert str(caught.value) == f"{tmp_path / 'their.pt'}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda w: w.pop("decoder.fc_out.bias"), "1 missing: decoder.fc_out.bias;"),
+        (lambda w: w.pop("decoder.up.1.upsample.conv.bias"), "1 missing: decoder.up.1.upsample.conv.bias;"),
+        (
+            lambda w: w.update({"encoder.down.1.attn.0.q.bias": torch.zeros(8)}),
+            "1 extra: encoder.down.1.attn.0.q.bias;",
+        ),
+        (
+            lambda w: w.update({"encoder.conv_in.weight": torch.zeros(4, 2, 3, 3)}),
+            "1 misshapen: encoder.conv_in.weight (4, 2, 3, 3) instead of (4, 1, 3, 3);",
+        ),
+    ],
+    ids=["missing", "missing level", "extra", "two channels"],
+)
+def test_weights_that_do_not_fit_their_autoencoder_are_named(change: Callable, found: str, tmp_path: Path) -> None:
+    _, weights = published_weight_autoencoder()
+    change(weights)
+    torch.save(weights, tmp_path / "their.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_foreign("weight_autoencoder", tmp_path / "their.pt")
+    assert found in str(caught.value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: run, runs, import-config, doctor."""
+    """The command line: run, runs, import-config, import-zoo, doctor."""
     top = argparse.ArgumentParser(
         prog="workbench", description="A notebook-first workbench for latent-variable models."
     )
@@ -28,6 +28,12 @@ def parser() -> argparse.ArgumentParser:
     settings.add_argument("condition", type=Path, help="its condition.txt")
     settings.add_argument("preset", type=Path, nargs="?", help="its preset.txt")
     settings.add_argument("--out", type=Path, required=True, help="a new folder, such as params/mine")
+    zoo = commands.add_parser("import-zoo", help="turn a zoo of pickled modules into one of state dicts")
+    zoo.add_argument("source", type=Path, help="folder of .pt files, or the one that holds it as weights/")
+    zoo.add_argument("--out", type=Path, required=True, help="a new folder")
+    zoo.add_argument(
+        "--classes", nargs="+", required=True, metavar="package.module.Name", help="modules whose code may be run"
+    )
     commands.add_parser("doctor", help="check what is installed, and say what to do about what is missing")
     return top
 
@@ -42,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return report(outputs_root())
     from workbench.config import ConfigError
+    from workbench.datasets.frames import DataError
     from workbench.listing import table_of_runs
     from workbench.runs import RunError
 
@@ -52,6 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
             lines = import_config(args.condition, args.preset, args.out)
             print("\n".join([*lines, f"parameter files of notebooks 01 to 04 are in {args.out}"]))
             return 0
+        if args.command == "import-zoo":
+            from workbench.datasets.zoo_importing import import_zoo
+
+            print("\n".join([*import_zoo(args.source, args.out, args.classes), f"the zoo is in {args.out}"]))
+            return 0
         if args.command == "runs":
             table = table_of_runs(args.folder or outputs_root())
             print(table.to_string(index=False) if len(table) else "no runs yet")
@@ -61,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         accepted = {"failures": args.accept_failures, "undecided": args.accept_undecided}
         accept = [name for name, given in accepted.items() if given]
         return run_folder(args.folder, _pairs(args.overrides), args.seeds, args.jobs, accept)
-    except (ConfigError, RunError) as error:
+    except (ConfigError, RunError, DataError) as error:
         print(error, file=sys.stderr)
         return 1
 
