@@ -72,7 +72,7 @@ def test_nothing_else_in_a_file_is_run(zoo: Path, tmp_path: Path) -> None:
     [
         (
             "absent_package.Net",
-            r"--classes absent_package.Net: cannot be imported \(No module 'absent_package'\)",
+            r"--classes absent_package.Net: cannot be imported \(No module named 'absent_package'\)",
         ),
         (
             "torch.nn.Absent",
