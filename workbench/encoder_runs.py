@@ -36,7 +36,10 @@ def runs_of(experiment_folder: Path, names: Sequence[str] = ()) -> tuple[list[Pa
     failed = [str(path.relative_to(experiment_folder)) for path in candidates if path not in found]
     if not found:
         which = f"none of {', '.join(failed)} is finished" if failed else "there is none"
-        raise RunError(f"{experiment_folder} has no finished autoencoder of floor plans ({which}): train one first")
+        raise RunError(
+            f"{experiment_folder} has no finished autoencoder of floor plans ({which}): "
+            "train one first, such as with `workbench run params/smoke-layouts`"
+        )
     taken: dict[tuple[str, int], Path] = {}
     for path in found:
         kind, (setting, seed) = read_json(path / "config.json")["model"]["kind"], setting_of(path)

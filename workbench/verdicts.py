@@ -36,6 +36,7 @@ TOLERANCE = 0.01
 """A setting is as good as the best where its figure is at most this share of the best one's worse."""
 CAUTIONS = {
     "ppl": "A decoder that blurs, or has collapsed, has a low perceptual path length too: read it beside the error.",
+    "active_share": "Regularised can only favour the variational setting, KL health only the deterministic one.",
     "seconds": "Seconds are comparable only where the runs had equal machines, and shared them equally.",
 }
 """What to bear in mind of some figures."""
