@@ -21,6 +21,7 @@ LAYERS = [
         "latent_action_plots",
         "segmentation",
         "replicate_plots",
+        "weight_plots",
     },
     {"datasets"},
     {"models"},

@@ -15,11 +15,13 @@ from workbench.config import ConfigError
 from workbench.datasets.clips import ClipsConfig
 from workbench.datasets.fields import SimulationConfig
 from workbench.datasets.layouts import LayoutsConfig
-from workbench.datasets.opening import DataKind
+from workbench.datasets.opening import DATA, DataKind
+from workbench.datasets.weights import WeightsConfig
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAESettings
 from workbench.models.laq import LAQ, LAQConfig
 from workbench.models.layout_autoencoder import LayoutAutoencoderSettings
+from workbench.models.weight_autoencoder import WeightAutoencoderSettings
 from workbench.parameters import CONFIGS, OF_KIND, TYPES, Parameter, check, declared, read_file, resolve
 from workbench.schedule import HeadWeights, TrainConfig
 
@@ -112,7 +114,7 @@ def test_every_training_and_model_setting_can_be_set_in_the_notebook() -> None:
     """Nothing is out of reach; a setting that only code can change would not be recorded."""
     configs = {config for classes in OF_KIND["02_train_vae"].values() for config in classes} | {TrainConfig}
     assert {HierarchicalVAESettings, AugmentConfig, SimulationConfig, ConvVAEConfig, ClipsConfig} < configs
-    assert {LayoutsConfig, LayoutAutoencoderSettings, HeadWeights} < configs
+    assert {LayoutsConfig, LayoutAutoencoderSettings, HeadWeights, WeightsConfig, WeightAutoencoderSettings} < configs
     fields = {name for config in configs for name in config.model_fields}
     assert fields - declared(VAE).keys() == {"pair_offset", "in_channels"}, "these a VAE of frames has no use for"
 
@@ -160,9 +162,9 @@ def test_a_value_for_another_kind_of_data_is_refused(notebook: str, text: str, w
 @pytest.mark.parametrize("path", [ROOT / "notebooks" / f"{name}.ipynb" for name in OF_KIND], ids=lambda p: p.stem)
 def test_what_two_kinds_share_and_defaults_written_out_are_no_value_for_another_kind(path: Path) -> None:
     defaults = {name: parameter.default for name, parameter in declared(path).items()}
-    for kind in ("clips", "simulation", "layouts"):
+    for kind in DATA:
         check(path, defaults | {"data_kind": kind, "val_fraction": 0.3, "split_seed": 5}, "f.yaml")
-    with pytest.raises(ConfigError, match="^data_kind='clisp' in f.yaml: must be 'clips', 'simulation' or 'layouts'$"):
+    with pytest.raises(ConfigError, match="^data_kind='clisp' in f.yaml: must be 'clips', 'simulation', 'layouts' or"):
         check(path, {"data_kind": "clisp"}, "f.yaml")
 
 

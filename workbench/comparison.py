@@ -28,7 +28,7 @@ from workbench.metrics import (
 
 Reconstruct = Callable[[Tensor], Tensor]
 Predict = Callable[[dict[str, Tensor]], Tensor]
-Errors = Callable[[Tensor, Tensor], dict[str, Tensor]]
+Errors = Callable[..., dict[str, Tensor]]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 STREAMED = 16
@@ -86,7 +86,7 @@ def prediction_errors(
 
     Args:
         methods: Prediction of x by name, from a prepared batch.
-        errors: Errors of each sample by name, (x_hat, x) to them; the data's own.
+        errors: Errors of each sample by name, (x_hat, x) to them, and `mask` where samples have one; the data's own.
         distance: A perceptual distance, adding the column `lpips`.
 
     Returns:
@@ -96,7 +96,8 @@ def prediction_errors(
     for batch in batches(dataset, batch_size, device):
         for name, predict in methods.items():
             x, x_hat = batch["x"], predict(batch)
-            figures = errors(x_hat, x) | ({"lpips": distance(x_hat, x)} if distance else {})
+            masked = {"mask": batch["mask"]} if "mask" in batch else {}
+            figures = errors(x_hat, x, **masked) | ({"lpips": distance(x_hat, x)} if distance else {})
             columns = {key: value.double().cpu().numpy() for key, value in figures.items()}
             parts.append(pd.DataFrame({"method": name, "group": batch["group"].cpu().numpy()} | columns))
     return pd.concat(parts, ignore_index=True)

@@ -14,6 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 UNITS = {
     "mse": "per element, squared scale of x",
+    "nll": "nats per weight, up to a constant",
+    "l1": "per weight, scale of x",
     "mae": "per element, scale of x",
     "smooth_l1": "per element, scale of x",
     "huber": "per element, squared scale of x",

@@ -18,10 +18,12 @@ from workbench.datasets.clips import ClipsConfig
 from workbench.datasets.fields import SimulationConfig
 from workbench.datasets.layouts import LayoutsConfig
 from workbench.datasets.opening import DATA, DataKind
+from workbench.datasets.weights import WeightsConfig
 from workbench.models.conv_vae import ConvVAEConfig
 from workbench.models.hierarchical_vae import HierarchicalVAESettings
 from workbench.models.laq import LAQConfig
 from workbench.models.layout_autoencoder import Halvings, LayoutAutoencoderSettings
+from workbench.models.weight_autoencoder import WeightAutoencoderSettings
 from workbench.paths import project_root
 from workbench.process import DeviceName
 from workbench.rivals import RivalsConfig
@@ -129,6 +131,7 @@ OF_KIND: dict[str, dict[str, tuple[type[Config], ...]]] = {
         "clips": (ClipsConfig, ConvVAEConfig),
         "simulation": (SimulationConfig, HierarchicalVAESettings, AugmentConfig),
         "layouts": (LayoutsConfig, LayoutAutoencoderSettings, Halvings, HeadWeights),
+        "weights": (WeightsConfig, WeightAutoencoderSettings),
     },
 }
 """Further ones of notebooks with a `data_kind`, by kind; what only other kinds have must keep its default."""

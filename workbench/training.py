@@ -155,7 +155,8 @@ class Trainer:
         self.stop = stop
         validated = self._resume()
         config, started = self.config, time.monotonic() - self.seconds
-        indices = batch_indices(len(self.train_set), config.batch_size, config.seed, self.step)
+        order = getattr(self.train_set, "epoch_order", None)
+        indices = batch_indices(len(self.train_set), config.batch_size, config.seed, self.step, order)
         batches = read_ahead(self.train_set, islice(indices, self.steps - self.step))
         self.model.train()
         with (

@@ -72,7 +72,7 @@ def test_an_unknown_kind_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="data_kind='simulations'.*simulation"):
         open_data({"data_kind": "simulations"})
     with pytest.raises(ConfigError):
-        DataKind(data_kind="weights")
+        DataKind(data_kind="waits")
 
 
 def test_a_setting_out_of_range_is_refused_by_its_kind(parameters):

@@ -192,6 +192,7 @@ EXAMPLES = {
         "dim_head": 8,
     },
     "layout_autoencoder": {"image_size": 16, "base_channels": 4, "n_classes": 3, "n_types": 2},
+    "weight_autoencoder": {"max_len": 50, "fdim": 64, "ch": 4, "ch_mult": [1, 2]},
 }
 """Settings of a small model of each kind; a new kind adds its own."""
 

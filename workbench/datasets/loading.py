@@ -1,6 +1,6 @@
 """From a split to batches on the device: order, reading ahead, transfer. Nothing here keeps state."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol, runtime_checkable
@@ -31,8 +31,13 @@ def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, 0, epoch))).numpy()
 
 
-def batch_indices(n: int, batch_size: int, seed: int, first_step: int) -> Iterator[np.ndarray]:
+def batch_indices(
+    n: int, batch_size: int, seed: int, first_step: int, order: Callable[[int, int], np.ndarray] | None = None
+) -> Iterator[np.ndarray]:
     """Endless sample indices of each step's batch, beginning at any step; every epoch leaves out n % batch_size.
+
+    Args:
+        order: The n samples of an epoch, from (seed, epoch), where a dataset has an order of its own.
 
     Raises:
         ValueError: the samples do not fill one batch.
@@ -42,9 +47,9 @@ def batch_indices(n: int, batch_size: int, seed: int, first_step: int) -> Iterat
         raise ValueError(f"batch_size={batch_size}: must be at most {n}, the number of samples")
     epoch, within = divmod(first_step, per_epoch)
     while True:
-        order = epoch_order(n, seed, epoch)
+        samples = order(seed, epoch) if order else epoch_order(n, seed, epoch)
         for i in range(within, per_epoch):
-            yield order[i * batch_size : (i + 1) * batch_size]
+            yield samples[i * batch_size : (i + 1) * batch_size]
         epoch, within = epoch + 1, 0
 
 

@@ -14,18 +14,20 @@ from workbench.datasets.fields import SimulationConfig
 from workbench.datasets.layouts import LayoutsConfig, open_layouts
 from workbench.datasets.loading import Dataset
 from workbench.datasets.simulation import open_simulation
+from workbench.datasets.weights import WeightsConfig, open_weights
 
 
 class DataKind(Config):
     """Which kind of data the others describe."""
 
-    data_kind: Literal["clips", "simulation", "layouts"]
+    data_kind: Literal["clips", "simulation", "layouts", "weights"]
 
 
 DATA = {
     "clips": (ClipsConfig, open_clips),
     "simulation": (SimulationConfig, open_simulation),
     "layouts": (LayoutsConfig, open_layouts),
+    "weights": (WeightsConfig, open_weights),
 }
 """For each kind of data, its settings and the function that opens it."""
 
