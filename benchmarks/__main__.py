@@ -11,10 +11,12 @@ from benchmarks import (
     bench_laq_step,
     bench_resume,
     bench_step,
+    bench_weights,
 )
 
 missed = 0
-for benchmark in (bench_step, bench_fields_step, bench_laq_step, bench_data, bench_fields, bench_index, bench_resume):
+steps = (bench_step, bench_fields_step, bench_laq_step)
+for benchmark in (*steps, bench_data, bench_fields, bench_weights, bench_index, bench_resume):
     print(f"\n{benchmark.__doc__.splitlines()[0]}", flush=True)
     missed |= subprocess.run([sys.executable, "-m", benchmark.__name__], check=False).returncode
 sys.exit(missed)
