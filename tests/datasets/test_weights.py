@@ -8,6 +8,7 @@ from torch import nn
 from workbench.config import ConfigError
 from workbench.datasets import weight_scaling, zoo_building
 from workbench.datasets import weights as weights_module
+from workbench.datasets.alignment import align
 from workbench.datasets.flat_weights import flatten
 from workbench.datasets.frames import DataError
 from workbench.datasets.loading import Dataset, epoch_order
@@ -430,3 +431,34 @@ def test_figures_and_pixels(source, where):
     dark, light = data.pixels(x), data.pixels(x / 2)
     assert dark.shape == (8, 9, 3) and dark.dtype == np.uint8
     assert dark[:, :, 0].astype(int).sum() != light[:, :, 0].astype(int).sum(), "colours are the same in every call"
+
+
+# alignment
+
+
+def test_aligned_networks_are_those_that_align_makes(tmp_path):
+    """Hidden units in the order of the first training network; functions stay, and padding too."""
+    (tmp_path / "mlps").mkdir()
+    mlps = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)) for _ in range(12)]
+    entries = [({"id": f"n{i}"}, mlp.state_dict()) for i, mlp in enumerate(mlps)]
+    torch.save(entries, tmp_path / "mlps" / "all.pt")
+    plain, aligned = (opened(tmp_path / "mlps", max_len=50, align=asked) for asked in (False, True))
+    reference = plain.state_dict(int(plain.split("train").networks[0]))
+    x, moved = torch.randn(5, 4), 0
+    for i, row in enumerate(raw_of(aligned)):
+        expected, rebuilt = align(plain.state_dict(i), reference), aligned.state_dict(i, row)
+        assert all(torch.equal(rebuilt[name], tensor) for name, tensor in expected.items())
+        moved += not torch.equal(row, raw_of(plain)[i])
+        outputs = [torch.func.functional_call(mlps[0], state, (x,)) for state in (rebuilt, plain.state_dict(i))]
+        torch.testing.assert_close(*outputs)
+        assert row.shape == (50,) and not row[44:].any()
+    assert moved == 11 and aligned.fingerprint != plain.fingerprint
+
+
+def test_other_networks_cannot_be_aligned(source):
+    with pytest.raises(
+        DataError, match="align=True: networks of conv, linear: must be of one architecture; choose one"
+    ):
+        opened(source, align=True)
+    with pytest.raises(DataError, match="layers weight .3, 2., bias .3,.: only two linear layers, the second as wide"):
+        opened(source, align=True, where=["architecture=linear"])

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from workbench.config import Config
+from workbench.datasets.alignment import reorder, zoo_orders
 from workbench.datasets.cache import locked, make_folder
 from workbench.datasets.digits_zoo import write_digits_zoo
 from workbench.datasets.flat_weights import to_state_dicts
@@ -55,6 +56,8 @@ class WeightsConfig(Config):
     """`global`: all weights to mean 0 and standard deviation 1; `layer`: those of each layer; or `none`."""
     weight_scale: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Factor on the normalised weights."""
+    align: bool = False
+    """Bring the hidden units of networks of one hidden layer into the order of one of them, by their weights."""
     balance: Literal["none", "file", "architecture"] = "none"
     """Draw as many samples from each file, or of each architecture, in every epoch of training."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
@@ -178,6 +181,7 @@ class Weights:
         self.padded = any(architecture.size < self.max_len for architecture in self.architectures)
         train = self.networks[self.split("train").networks]
         self.scaling, self._fitted = fit(config.normalize, self.zoo, train, used, self.max_len, config.weight_scale)
+        self.orders = zoo_orders(self.zoo, self.networks, int(train[0])) if config.align else None
         self.condition_names: list[str] = []
         self.main_column = "accuracy" if "accuracy" in self.rows else "architecture"
         self.report = self._report()
@@ -193,8 +197,11 @@ class Weights:
         return {"max_len": self.max_len}
 
     def read(self, networks: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b d"]:
-        """Weights of some networks in their own unit, float32, zeros behind them."""
-        return self.zoo.read(self.networks[networks], self.max_len).astype(np.float32, copy=False)
+        """Weights of some networks in their own unit, float32, zeros behind them; aligned where the settings say so."""
+        weights = self.zoo.read(self.networks[networks], self.max_len).astype(np.float32, copy=False)
+        if self.orders is None:
+            return weights
+        return reorder(torch.from_numpy(weights), self.architectures[0].layers, self.orders[networks]).numpy()
 
     def normalize(self, weights: Float[Tensor, "b d"], architecture: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """From weights in their own unit to what models see; 0 where the architecture has no weight."""
@@ -209,7 +216,7 @@ class Weights:
 
         Args:
             network: Position in `table`, or id.
-            flat: Weights in their own unit, perhaps padded; those of the network itself when None, bit for bit.
+            flat: Weights in their own unit, perhaps padded; those of the file when None, bit for bit, not aligned.
 
         Raises:
             DataError: no network has this id.
@@ -303,7 +310,7 @@ class Weights:
         """Hash of weights, ids, training runs, architectures and split, and of how the weights are scaled."""
         texts = self.rows["id"].tolist(), self.architectures, self.max_len, self.zoo.dtype
         digest = hashlib.blake2b(repr(texts).encode(), digest_size=8)
-        digest.update(repr((self.config.normalize, self.config.weight_scale)).encode())
+        digest.update(repr((self.config.normalize, self.config.weight_scale, self.config.align)).encode())
         for array in (self.zoo.crc[self.networks], self.architecture, self.group, self.split_of):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
