@@ -43,7 +43,7 @@ LAYERS = [
         "zoo_probes",
     },
     {"ablation", "rivals", "encoder_runs", "encoders", "replicates", "criteria", "verdicts"},
-    {"action_comparison", "action_codes"},
+    {"action_comparison", "action_codes", "zoo_runs"},
     {"explorer"},
     {"parameters"},
     {"sweeps", "tasks", "kernels"},

@@ -1,28 +1,50 @@
-"""Which runs of an experiment are compared: finished autoencoders of floor plans, trained on the same samples."""
+"""Which runs of an experiment are looked at together: finished autoencoders of one kind, on the same samples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.datasets.layouts import Layouts, LayoutsConfig
 from workbench.datasets.opening import open_data
 from workbench.provenance import check_same_data
 from workbench.runs import Run, RunError, differences, read_if_there, read_json
 
+
+class Sought(NamedTuple):
+    """What runs of one kind are known by.
+
+    Args:
+        what: What they train.
+        data_kind: Parameter of that name.
+        setting: A parameter that notebooks on such data have only where they train.
+        example: A parameter folder that trains some.
+    """
+
+    what: str
+    data_kind: str
+    setting: str
+    example: str
+
+
 KIND = "layout_autoencoder"
+SOUGHT = {
+    KIND: Sought("autoencoder of floor plans", "layouts", "latent_channels", "smoke-layouts"),
+    "weight_autoencoder": Sought("autoencoder of networks", "weights", "fdim", "smoke-zoo"),
+}
 OF_OPENING = ("cache_dir", "max_unknown_fraction")
 """Settings of layouts that change neither an image nor its split."""
 OF_ONE_RUN = ("experiment", "run", "seed", "device", "cache_dir")
 """Parameters in which the runs of one setting may differ."""
 
 
-def runs_of(experiment_folder: Path, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
+def runs_of(experiment_folder: Path, names: Sequence[str] = (), kind: str = KIND) -> tuple[list[Path], list[str]]:
     """The runs of an experiment with a finished autoencoder, and the names of those that were to have one.
 
     Args:
         experiment_folder: `outputs/<experiment>`.
         names: Runs to take, in this order. Where none are named: all that have such a model or were begun to train one,
             by setting and seed.
+        kind: Of the model, a key of `SOUGHT`.
 
     Returns:
         Folders of the runs that are complete; names of the others, whether they failed, still run, or never began.
@@ -31,20 +53,20 @@ def runs_of(experiment_folder: Path, names: Sequence[str] = ()) -> tuple[list[Pa
         RunError: none is finished, one holds a model of another kind, two have the same setting and seed, or two of
             one setting were trained with other parameters.
     """
-    candidates = [experiment_folder / name for name in names] or _autoencoders(experiment_folder)
+    candidates = [experiment_folder / name for name in names] or _autoencoders(experiment_folder, kind)
     found = [path for path in candidates if _complete(path)]
     failed = [str(path.relative_to(experiment_folder)) for path in candidates if path not in found]
     if not found:
         which = f"none of {', '.join(failed)} is finished" if failed else "there is none"
         raise RunError(
-            f"{experiment_folder} has no finished autoencoder of floor plans ({which}): "
-            "train one first, such as with `workbench run params/smoke-layouts`"
+            f"{experiment_folder} has no finished {SOUGHT[kind].what} ({which}): "
+            f"train one first, such as with `workbench run params/{SOUGHT[kind].example}`"
         )
     taken: dict[tuple[str, int], Path] = {}
     for path in found:
-        kind, (setting, seed) = read_json(path / "config.json")["model"]["kind"], setting_of(path)
-        if kind != KIND:
-            raise RunError(f"{path} holds a {kind}, not a {KIND}: name runs of that kind")
+        own, (setting, seed) = read_json(path / "config.json")["model"]["kind"], setting_of(path)
+        if own != kind:
+            raise RunError(f"{path} holds a {own}, not a {kind}: name runs of that kind")
         if (setting, seed) in taken:
             both = f"{taken[setting, seed].name} and {path.name} are both setting {setting!r} with seed {seed}"
             raise RunError(f"{experiment_folder}: {both}: name one of them")
@@ -77,17 +99,17 @@ def _complete(path: Path) -> bool:
     return Run(path).trained and "model" in read_if_there(path / "config.json") and not failed
 
 
-def _autoencoders(folder: Path) -> list[Path]:
+def _autoencoders(folder: Path, kind: str) -> list[Path]:
     """Sub-folders of the runs that train autoencoders, by setting and seed."""
     paths = [file.parent for file in folder.glob("*/config.json")]
-    return sorted((path for path in paths if _trains(read_json(path / "config.json"))), key=setting_of)
+    return sorted((path for path in paths if _trains(read_json(path / "config.json"), kind)), key=setting_of)
 
 
-def _trains(config: Mapping[str, Any]) -> bool:
+def _trains(config: Mapping[str, Any], kind: str) -> bool:
     if "model" in config:
-        return config["model"]["kind"] == KIND
-    parameters = config.get("parameters", {})
-    return parameters.get("data_kind") == "layouts" and "latent_channels" in parameters  # a look at data has no model
+        return config["model"]["kind"] == kind
+    parameters, sought = config.get("parameters", {}), SOUGHT[kind]
+    return parameters.get("data_kind") == sought.data_kind and sought.setting in parameters
 
 
 def setting_of(path: Path) -> tuple[str, int]:

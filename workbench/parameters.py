@@ -115,6 +115,22 @@ class EncoderComparisonConfig(Config):
     pair_seed: int = Field(0, ge=0)
 
 
+class ZooConfig(Config):
+    """Ranges of what notebook 07 measures; 0 networks means all."""
+
+    checkpoint: Literal["final", "best"] = "final"
+    split: Literal["val", "test"] = "test"
+    device: DeviceName = "auto"
+    batch_size: int = Field(256, ge=1)
+    train_samples: int = Field(0, ge=0)
+    eval_samples: int = Field(0, ge=0)
+    draws: int = Field(1, ge=1)
+    pairs: int = Field(1, ge=1)
+    path_steps: int = Field(2, ge=2)
+    folds: int = Field(2, ge=2)
+    draw_seed: int = Field(0, ge=0)
+
+
 CONFIGS: dict[str, tuple[type[Config], ...]] = {
     "01_inspect_data": (DataKind, InspectConfig),
     "02_train_vae": (DataKind, TrainConfig, EvaluationConfig),
@@ -122,6 +138,7 @@ CONFIGS: dict[str, tuple[type[Config], ...]] = {
     "04_interpolate_latents": (WalkConfig,),
     "05_compare_vae_laq": (ActionComparisonConfig, RivalsConfig, ClipsConfig, TrainConfig, LAQConfig, ConvVAEConfig),
     "06_compare_encoders": (EncoderComparisonConfig,),
+    "07_rebuild_weights": (ZooConfig,),
 }
 """The settings classes that each notebook's parameters go into; their ranges hold for its parameter files."""
 

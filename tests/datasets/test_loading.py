@@ -109,3 +109,11 @@ def test_a_batch_goes_to_the_device_unchanged():
     moved = to_device(batch, torch.device("cpu"))
     assert moved.keys() == batch.keys() and all(torch.equal(moved[key], batch[key]) for key in batch)
     assert moved["x"].dtype == torch.uint8
+
+
+def test_a_dataset_may_have_an_order_of_its_own():
+    def order(seed: int, epoch: int) -> np.ndarray:
+        return np.roll(np.arange(6), epoch + 10 * seed)
+
+    batches = batch_indices(6, 4, seed=0, first_step=1, order=order)
+    assert [next(batches).tolist() for _ in range(2)] == [[5, 0, 1, 2], [4, 5, 0, 1]]
