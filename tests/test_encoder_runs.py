@@ -34,6 +34,8 @@ def test_the_runs_of_an_experiment_by_setting_and_seed(trained, data, tmp_path) 
     assert [path.name for path in found] == ["point-1", "gauss-0"] and failed == ["gauss-2", "never"]
     with pytest.raises(RunError, match="clips holds a conv_vae, not a layout_autoencoder: name runs of that kind$"):
         runs_of(folder, ["point-1", "clips"])
+    with pytest.raises(RunError, match=r"runs=\['../e/point-1'\]: must be names of runs in .*e, without folders; corr"):
+        runs_of(folder, ["point-0", "../e/point-1"])
 
 
 def test_an_experiment_without_a_finished_run_is_refused(data, tmp_path) -> None:

@@ -32,6 +32,15 @@ def test_the_weights_looked_at_must_still_be_there(walk: Run, checkpoint: str, f
         check_source(walk)
 
 
+def test_all_of_several_sources_must_still_be_there(walk: Run) -> None:
+    vae = walk.path.parent / "vae"
+    walk.record(sources=[describe_source(vae, checkpoint) for checkpoint in ("final", "best")])
+    check_source(walk)
+    (vae / "checkpoints" / "best.ckpt").write_bytes(b"others")
+    with pytest.raises(RunError, match="walk was computed from other weights: .*best.ckpt was .* and is"):
+        check_source(walk)
+
+
 def test_a_run_without_a_source_needs_none(walk: Run) -> None:
     check_source(walk)
     assert "source" not in walk.config

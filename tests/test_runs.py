@@ -178,6 +178,8 @@ def test_a_figure_is_saved_and_returned(tmp_path: Path) -> None:
     run, figure = open_run(PARAMETERS, tmp_path), Figure()
     assert run.figure(figure, "curves") is figure
     assert (run.path / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    run.figure(figure, "layers_a/b: *ä")
+    assert (run.path / "figures" / "layers_a-b- --.png").exists()
 
 
 def test_a_run_in_use_is_refused_and_freed_by_a_kill(tmp_path: Path) -> None:

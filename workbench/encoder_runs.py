@@ -50,9 +50,12 @@ def runs_of(experiment_folder: Path, names: Sequence[str] = (), kind: str = KIND
         Folders of the runs that are complete; names of the others, whether they failed, still run, or never began.
 
     Raises:
-        RunError: none is finished, one holds a model of another kind, two have the same setting and seed, or two of
+        RunError: a name is none, none is finished, one holds a model of another kind, two have the same setting and seed, or two of
             one setting were trained with other parameters.
     """
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise RunError(f"runs={outside}: must be names of runs in {experiment_folder}, without folders; correct them")
     candidates = [experiment_folder / name for name in names] or _autoencoders(experiment_folder, kind)
     found = [path for path in candidates if _complete(path)]
     failed = [str(path.relative_to(experiment_folder)) for path in candidates if path not in found]

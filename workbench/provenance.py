@@ -9,27 +9,26 @@ from workbench.runs import Run, RunError, weights_file
 
 
 def describe_source(path: Path, checkpoint: str) -> dict[str, str]:
-    """The weights a run looks at, to be recorded as its `source`: run, file and hash."""
+    """Weights a run looks at, to be recorded as its `source`, or one of its `sources`: run, file and hash."""
     file = weights_file(checkpoint)
     return {"run": path.name, "file": file, "weights": file_digest(path / file)}
 
 
 def check_source(run: Run) -> None:
-    """Refuse a run whose figures belong to weights that are no longer those of its source.
+    """Refuse a run whose figures belong to weights that are no longer those of its sources.
 
     Raises:
-        RunError: the recorded source has other weights now, or none.
+        RunError: a recorded source has other weights now, or none.
     """
-    source = run.config.get("source")
-    if source is None:
-        return
-    weights = run.path.parent / source["run"] / source["file"]
-    found = file_digest(weights) if weights.exists() else "absent"
-    if found != source["weights"]:
-        raise RunError(
-            f"{run.path} was computed from other weights: {weights} was {source['weights']} and is {found}; give "
-            "another `run` name, or move the folder away"
-        )
+    config = run.config
+    for source in [*([config["source"]] if "source" in config else []), *config.get("sources", [])]:
+        weights = run.path.parent / source["run"] / source["file"]
+        found = file_digest(weights) if weights.exists() else "absent"
+        if found != source["weights"]:
+            raise RunError(
+                f"{run.path} was computed from other weights: {weights} was {source['weights']} and is {found}; give "
+                "another `run` name, or move the folder away"
+            )
 
 
 def check_same_data(path: Path, config: Mapping[str, Any], fingerprint: str) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 import textwrap
 import time
@@ -91,9 +92,9 @@ class Run:
             write_json(self.path / "config.json", config | entries)
 
     def figure(self, figure: Figure, name: str) -> Figure:
-        """Save a figure as figures/<name>.png and return it."""
+        """Save a figure as figures/<name>.png and return it; what no file's name may hold becomes a dash."""
         (self.path / "figures").mkdir(exist_ok=True)
-        figure.savefig(self.path / "figures" / f"{name}.png", dpi=120)
+        figure.savefig(self.path / "figures" / f"{re.sub(r'[^ -~]|[/:*?<>|]', '-', name)}.png", dpi=120)
         return figure
 
     def store(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -455,6 +455,14 @@ def test_aligned_networks_are_those_that_align_makes(tmp_path):
     assert moved == 11 and aligned.fingerprint != plain.fingerprint
 
 
+def test_only_the_longest_networks_are_comparable(source):
+    test = opened(source).split("test")
+    kept = test.longest()
+    assert set(kept.column("architecture")) == {"conv"} and set(test.column("architecture")) == {"conv", "linear"}
+    assert len(kept) == (test.column("architecture") == "conv").sum() and kept[0]["mask"].all()
+    assert kept.longest().networks.tolist() == kept.networks.tolist()
+
+
 def test_other_networks_cannot_be_aligned(source):
     with pytest.raises(
         DataError, match="align=True: networks of conv, linear: must be of one architecture; choose one"

@@ -133,6 +133,15 @@ class WeightDataset(torch.utils.data.Dataset):
         chosen = np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False))
         return WeightDataset(self.data, self.networks[chosen])
 
+    def longest(self) -> "WeightDataset":
+        """The networks of the longest architecture: the only one whose samples are the same all along.
+
+        Paths between architectures mean nothing, nor does what a decoder puts where shorter ones are padded.
+        """
+        size = np.array([architecture.size for architecture in self.data.architectures])
+        here = self.data.architecture[self.networks]
+        return WeightDataset(self.data, self.networks[here == np.unique(here)[size[np.unique(here)].argmax()]])
+
     def table(self) -> pd.DataFrame:
         """What is known of each sample: file, id, run, architecture, and its other properties."""
         return self.data.rows.iloc[self.networks].reset_index(drop=True)
