@@ -16,6 +16,7 @@ from workbench.comparison import (
     encode_split,
     error_table,
     fit_floors,
+    fit_predictions,
     paired_verdict,
     pca_curve,
     prediction_errors,
@@ -200,6 +201,50 @@ def test_floors_are_fitted_on_the_split_given() -> None:
     flat = (data.x - data.x.mean(0)).flatten(1)
     expected = torch.linalg.svdvals(flat)[:4] ** 2 / 29
     torch.testing.assert_close(pca.explained_variance, expected, rtol=1e-4, atol=1e-6)
+
+
+class Padded(Grouped):
+    """Every second sample is of an architecture that ends before the last row, where x is 0."""
+
+    def __init__(self, n: int, seed: int = 0) -> None:
+        super().__init__(n, seed)
+        self.architecture = torch.arange(n) % 2
+        self.mask = torch.ones_like(self.x, dtype=torch.bool)
+        self.mask[self.architecture == 1, :, -1] = False
+        self.x = torch.where(self.mask, self.x, 0)
+
+    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        indices = np.asarray(indices)
+        return super().batch(indices) | {"architecture": self.architecture[indices], "mask": self.mask[indices]}
+
+
+def test_floors_of_one_architecture_are_the_usual_ones() -> None:
+    data = Images(30)
+    (pca, mean), floors = fit_floors(data, 4), fit_predictions(data, 4, 7, CPU)
+    batch = {"x": Images(5, seed=1).x}
+    torch.testing.assert_close(floors.project(batch), pca.reconstruct(batch["x"]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(floors.mean(batch), mean.reconstruct(batch["x"]))
+    assert floors.n_samples == 30
+
+
+def test_floors_of_several_architectures_have_a_mean_for_each() -> None:
+    data, test = Padded(40), Padded(6, seed=1)
+    floors, batch = fit_predictions(data, 3, 7, CPU), test.batch(np.arange(6))
+    means = torch.stack([data.x[data.architecture == i].mean(0) for i in (0, 1)])
+    torch.testing.assert_close(floors.mean(batch), means[test.architecture])
+    basis = torch.linalg.svd((data.x - means[data.architecture]).flatten(1), full_matrices=False).Vh[:3]
+    rest = (test.x - means[test.architecture]).flatten(1)
+    expected = means[test.architecture] + (rest @ basis.T @ basis).reshape(test.x.shape)
+    torch.testing.assert_close(floors.project(batch), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_padded_has_no_error() -> None:
+    def errors(x_hat: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        assert mask is not None
+        return {"mse": torch.where(mask, x_hat - x, 0).square().flatten(1).sum(1) / mask.flatten(1).sum(1)}
+
+    frame = prediction_errors({"one too much": lambda batch: batch["x"] + 1}, Padded(6), 4, CPU, errors)
+    assert np.allclose(frame["mse"], 1)
 
 
 def test_batches_cover_a_split_once_in_order() -> None:

@@ -1,7 +1,7 @@
 """Held-out figures beside honest floors, with their uncertainty over groups (clips, runs)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -71,6 +71,61 @@ def fit_floors(
         return (batch["x"] for batch in batches(train, batch_size, device))
 
     return fit_pca(images, n_components, iterations, seed), fit_mean(images())
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What a reconstruction has to beat, as predictions of x from prepared batches.
+
+    Args:
+        means: Mean training sample of each architecture; one row where the data have no architectures.
+        pca: Of what these means leave of the training samples.
+        n_samples: Training samples.
+    """
+
+    means: Float[Tensor, "a ..."]
+    pca: PCA
+    n_samples: int
+
+    def mean(self, batch: dict[str, Tensor]) -> Tensor:
+        """The mean training sample, that of the sample's architecture where it has one."""
+        rows = batch.get("architecture", torch.zeros(len(batch["x"]), dtype=torch.int64))
+        return self.means.to(batch["x"])[rows.to(batch["x"].device)]
+
+    def project(self, batch: dict[str, Tensor]) -> Tensor:
+        """The mean, and the part of the rest that lies along the components."""
+        mean, components = self.mean(batch), self.pca.components.to(batch["x"])
+        rest = (batch["x"] - mean).flatten(1)  # (b, d)
+        return mean + (rest @ components.T @ components).reshape(mean.shape)
+
+
+@torch.inference_mode()
+def fit_predictions(
+    train: Dataset, n_components: int, batch_size: int, device: torch.device, seed: int = 0, iterations: int = 12
+) -> Floors:
+    """The two floors of a reconstruction figure, fitted on the training split in a stream.
+
+    Padded samples count nowhere in the mean of another architecture, and padding is nothing that PCA has to explain.
+
+    Args:
+        train, n_components, iterations: See `fit_floors`.
+    """
+    sums, counts = {}, {}
+    for batch in batches(train, batch_size, device):
+        rows = batch.get("architecture", torch.zeros(len(batch["x"]), dtype=torch.int64))
+        for row in rows.unique().tolist():
+            x = batch["x"][(rows == row).to(batch["x"].device)]
+            sums[row] = sums.get(row, 0) + x.double().sum(0)
+            counts[row] = counts.get(row, 0) + len(x)
+    means = torch.zeros(max(sums) + 1, *x.shape[1:], dtype=x.dtype, device=x.device)
+    for row, total in sums.items():
+        means[row] = (total / counts[row]).to(x.dtype)
+    floors = Floors(means, PCA(means[0], x.new_zeros(0, means[0].numel()), x.new_zeros(0), 0.0), sum(counts.values()))
+
+    def rest() -> Iterator[Tensor]:
+        return (batch["x"] - floors.mean(batch) for batch in batches(train, batch_size, device))
+
+    return replace(floors, pca=fit_pca(rest, n_components, iterations, seed))
 
 
 @torch.inference_mode()

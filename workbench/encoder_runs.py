@@ -50,8 +50,8 @@ def runs_of(experiment_folder: Path, names: Sequence[str] = (), kind: str = KIND
         Folders of the runs that are complete; names of the others, whether they failed, still run, or never began.
 
     Raises:
-        RunError: a name is none, none is finished, one holds a model of another kind, two have the same setting and seed, or two of
-            one setting were trained with other parameters.
+        RunError: a name is none, none is finished, one holds a model of another kind, two have the same setting and
+            seed, or two of one setting were trained with other parameters.
     """
     outside = [name for name in names if Path(name).name != name]
     if outside:
