@@ -326,7 +326,7 @@ def test_one_place_that_is_the_action_is_found_among_others_that_are_noise() -> 
 
 
 def test_advantages_are_over_what_nobody_trained_and_over_the_vae() -> None:
-    result = ProbeResult("linear", "R²", 0.4, (0.3, 0.5), 0.0, 9)
+    result = ProbeResult("linear", "R²", 0.4, (0.3, 0.5), 0.0, 2)
     names = ("LAQ: codes", "LAQ: before quantising", "PCA of pixel differences", "VAE: difference of latents")
     rows = advantages({(name, "action", kind): result for name in names for kind in ("linear", "mlp")}, "LAQ")
     assert list(rows) == [f"Does LAQ tell the action better than {other}?" for other in names[2:]]
@@ -342,14 +342,14 @@ def test_each_seed_has_its_sentence() -> None:
 
 def test_the_sentence_of_seeds_holds_mean_range_and_chance() -> None:
     of = {
-        seed: ProbeResult("linear", "balanced accuracy", score, (0.1, 0.2), 0.125, 48)
+        seed: ProbeResult("linear", "balanced accuracy", score, (score,) * 48, 0.125, 5)
         for seed, score in enumerate((0.5, 0.25, 0.3))
     }
     assert seeds_sentence(of, "its codes") == (
         "balanced accuracy 0.35 of a linear probe from its codes, against 0.125, 2.8 times chance "
         "(0.25 to 0.50 over 3 seeds; folds by clip, 48 clips)"
     )
-    assert seeds_sentence({0: ProbeResult("mlp", "R²", 0.5, (0.1, 0.2), 0.0, 9)}, "its mean") == (
+    assert seeds_sentence({0: ProbeResult("mlp", "R²", 0.5, (0.5,) * 9, 0.0, 5)}, "its mean") == (
         "R² 0.50 of a mlp probe from its mean, against 0 (0.50 to 0.50 over 1 seeds; folds by clip, 9 clips)"
     )
 

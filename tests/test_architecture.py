@@ -33,6 +33,7 @@ LAYERS = [
     {
         "comparison",
         "floors",
+        "gains",
         "information",
         "probes",
         "rate_distortion",
@@ -43,8 +44,8 @@ LAYERS = [
         "zoo_probes",
     },
     {"ablation", "rivals", "encoder_runs", "encoders", "replicates", "criteria", "verdicts"},
-    {"action_comparison", "action_codes", "zoo_runs"},
-    {"explorer"},
+    {"action_comparison", "action_codes", "zoo_runs", "exploration"},
+    {"explorer", "latent_explorer"},
     {"parameters"},
     {"sweeps", "tasks", "kernels"},
     {"batch"},

@@ -14,8 +14,10 @@ from workbench.datasets.frames import DataError
 from workbench.datasets.zoo_networks import accuracy, build_mlp, digits
 from workbench.decoded_networks import (
     accuracies,
+    accuracy_sentence,
     barriers,
     choose_pairs,
+    epoch_table,
     kept_sentence,
     kept_table,
     path_accuracies,
@@ -23,6 +25,7 @@ from workbench.decoded_networks import (
     path_table,
     predict,
     share_correct,
+    winner_table,
 )
 from workbench.rebuilding import ALL, Networks, rebuild
 
@@ -121,7 +124,7 @@ def test_the_table_has_each_architecture_and_all() -> None:
     table = kept_table(rows)
     assert table.index.tolist() == [("VAE", "mlp"), ("VAE", "cnn"), ("VAE", ALL)]
     assert table["kept"].tolist() == [0.95, 0.8, 0.9] and table["keep_95"].tolist() == [0.5, 0, 1 / 3]
-    assert table["networks"].tolist() == [2, 1, 3] and table["agreement"].eq(0.6).all()
+    assert table["networks"].tolist() == [2, 1, 3] and table["mean_agreement"].eq(0.6).all()
     assert kept_table(rows[rows["architecture"] == "mlp"]).index.tolist() == [("VAE", "mlp")]
 
 
@@ -130,28 +133,103 @@ def test_the_table_has_each_architecture_and_all() -> None:
     [
         ([0.98, 0.99], "at least", "98.5 % (95 % interval 98.0 to 99.0 % over 2 runs, 2 networks)"),
         ([0.5, 0.6], "less than", "55.0 % (95 % interval 50.0 to 60.0 % over 2 runs, 2 networks)"),
-        ([0.9, 1.2], "about", "105.0 % (95 % interval 90.0 to 120.0 % over 2 runs, 2 networks)"),
+        (
+            [0.9498, 0.96],
+            "a share not distinguishably above or below",
+            "95.5 % (95 % interval 95.0 to 96.0 % over 2 runs, 2 networks)",
+        ),
+        (
+            [0.9, 1.2],
+            "a share not distinguishably above or below",
+            "105.0 % (95 % interval 90.0 to 120.0 % over 2 runs, 2 networks)",
+        ),
     ],
 )
 def test_the_sentence_of_what_is_kept(kept: list[float], word: str, numbers: str) -> None:
     assert kept_sentence(kept_rows(kept, ["a", "b"]), "VAE") == (
-        f"the median network rebuilt by VAE keeps {word} 95 % of its original's accuracy: {numbers}; on average "
-        "these agree with their originals on 60.0 % of the digits"
+        f"the median network rebuilt by VAE keeps {word} 95 % of its original's accuracy: {numbers}; the mean "
+        "agreement with originals is 60.0 % of the digits"
     )
+
+
+def test_one_run_decides_nothing_of_what_is_kept() -> None:
+    assert kept_sentence(kept_rows([0.98, 0.99], ["a", "a"]), "VAE") == (
+        "the median network rebuilt by VAE keeps 98.5 %; whether it keeps 95 % of its original's accuracy cannot be "
+        "told from one run (2 networks); the mean agreement with originals is 60.0 % of the digits"
+    )
+
+
+def test_what_is_kept_is_told_by_epoch(zoo: Zoo) -> None:
+    rows = kept_rows([0.5, 0.7, 0.9, 0.1], list("abca")).assign(epoch=[1, 1, 1, 25], id=list("abcd"))
+    table = epoch_table(pd.concat([rows, rows.assign(method="PCA", kept=1.0)]))
+    assert table.index.tolist() == ["VAE", "PCA", "networks"] and table.columns.tolist() == [1, 25]
+    assert table.to_numpy().tolist() == [[0.7, 0.1], [1, 1], [3, 1]]
+    assert accuracies(zoo.test, {"a": zoo.test.weights, "b": zoo.test.weights})["epoch"].tolist() == [1, 2] * 12
+    with pytest.raises(DataError, match="networks have no property 'epoch'"):
+        epoch_table(rows.drop(columns="epoch"))
+
+
+# --- against other methods ---
+
+
+def contest(one: list[float], other: list[float], runs: list[str]) -> pd.DataFrame:
+    """Agreements are those of the other method, plus 0.1."""
+    known = {"run": runs, "id": [f"n{i}" for i in range(len(runs))]}
+    parts = [
+        pd.DataFrame(known | {"method": name, "accuracy": values, "agreement": np.array(other) + 0.1})
+        for name, values in (("VAE", one), ("mean network", other))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_methods_are_compared_run_by_run() -> None:
+    """Runs differ by 0.1, 0.2 and 0.3, whose t-interval is 0.2 ± 4.303 * 0.1 / sqrt(3); the first has 2 networks."""
+    rows = contest([0.4, 0.6, 0.7, 0.9], [0.35, 0.45, 0.5, 0.6], ["a", "a", "b", "c"])
+    table = winner_table(rows, "VAE")
+    assert table.index.tolist() == [("accuracy", "mean network"), ("agreement", "mean network")]
+    found = table.loc[("accuracy", "mean network")]
+    assert found.tolist()[:4] == pytest.approx([0.7, 0.5, 0.2, 4.302653 * 0.1 / np.sqrt(3)], abs=1e-6)
+    assert found.tolist()[4:] == [3, 4, "not distinguishable"]
+    assert accuracy_sentence(rows, "VAE", "mean network") == (
+        "VAE against the mean network: accuracy 0.700 against 0.500, not distinguishable (difference +0.200 ± 0.248); "
+        "agreement 0.600 against 0.600, not distinguishable (difference +0.000 ± 0.000); 95 % over 3 runs, 4 networks"
+    )
+
+
+def test_a_winner_needs_an_interval_without_0() -> None:
+    rows = contest([0.5, 0.6, 0.71], [0.3, 0.4, 0.5], ["a", "b", "c"])
+    assert winner_table(rows, "VAE")["winner"].tolist() == ["VAE", "not distinguishable"]
+    assert winner_table(rows, "mean network")["winner"].tolist() == ["VAE", "not distinguishable"]
+    assert "accuracy 0.603 against 0.400, higher (" in accuracy_sentence(rows, "VAE", "mean network")
+    assert "accuracy 0.400 against 0.603, lower (" in accuracy_sentence(rows, "mean network", "VAE")
+    alone = accuracy_sentence(rows[rows["run"] == "a"], "VAE", "mean network")
+    assert "accuracy 0.500 against 0.300, cannot be told apart on one run (difference +0.200); " in alone
 
 
 # --- between two ---
 
 
 def test_pairs_are_of_one_architecture_and_of_runs_that_no_other_pair_has(zoo: Zoo) -> None:
-    pairs = choose_pairs(zoo.train, 2, seed=1)
+    pairs, notes = choose_pairs(zoo.train, 2, seed=1)
     flat, table = [i for pair in pairs for i in pair], zoo.train.table
-    assert len(pairs) == 4 and table["run"].iloc[flat].is_unique and table["epoch"].iloc[flat].eq(2).all()
+    assert not notes and len(pairs) == 4 and table["run"].iloc[flat].is_unique and table["epoch"].iloc[flat].eq(2).all()
     assert all(table["architecture"].iloc[a] == table["architecture"].iloc[b] for a, b in pairs)
-    assert pairs == choose_pairs(zoo.train, 2, seed=1) != choose_pairs(zoo.train, 2, seed=2)
-    first = choose_pairs(replace(zoo.train, table=table.drop(columns="epoch")), 2)
+    assert pairs == choose_pairs(zoo.train, 2, seed=1)[0] != choose_pairs(zoo.train, 2, seed=2)[0]
+    first, _ = choose_pairs(replace(zoo.train, table=table.drop(columns="epoch")), 2)
     assert table["epoch"].iloc[[i for pair in first for i in pair]].eq(1).all()
-    assert len(choose_pairs(zoo.test, 99)) == 2  # 3 runs of each architecture
+    assert len(choose_pairs(zoo.test, 99)[0]) == 2  # 3 runs of each architecture
+
+
+def test_an_architecture_of_one_run_has_no_pairs(zoo: Zoo) -> None:
+    table = zoo.test.table.copy()
+    table.loc[table["architecture"] == "cnn", "run"] = "cnn-0"
+    pairs, notes = choose_pairs(replace(zoo.test, table=table), 9)
+    assert notes == ["architecture 'cnn' has one run held out: a path needs two; it is left out"]
+    assert [table["architecture"].iloc[pair].tolist() for pair in pairs] == [["mlp", "mlp"]]
+    with pytest.raises(
+        DataError, match=r"no architecture has held-out networks of two runs \(12 networks in all\): a path"
+    ):
+        choose_pairs(replace(zoo.test, table=table.assign(run=table["architecture"])), 9)
 
 
 def test_paths_begin_and_end_at_the_rebuilt_networks_and_at_the_originals(zoo: Zoo) -> None:
@@ -159,7 +237,7 @@ def test_paths_begin_and_end_at_the_rebuilt_networks_and_at_the_originals(zoo: Z
     half = Copy()
     half.scale.data *= 0.5
     z = encode_split(half, zoo.data.split("test"), 8).mu
-    pairs = choose_pairs(zoo.test, 1)
+    pairs, _ = choose_pairs(zoo.test, 1)
     paths = path_accuracies(half, zoo.data, zoo.test, z, pairs, 5)
     rebuilt = rebuild(half, zoo.data, z, zoo.test.architecture)
     rows = accuracies(zoo.test, {"VAE": rebuilt})
@@ -176,7 +254,7 @@ def test_paths_begin_and_end_at_the_rebuilt_networks_and_at_the_originals(zoo: Z
 
 def test_where_latents_are_weights_so_are_the_paths(zoo: Zoo) -> None:
     z = encode_split(Copy(), zoo.data.split("test"), 8).mu
-    paths = path_accuracies(Copy(), zoo.data, zoo.test, z, choose_pairs(zoo.test, 1), 4)
+    paths = path_accuracies(Copy(), zoo.data, zoo.test, z, choose_pairs(zoo.test, 1)[0], 4)
     for path in paths.values():
         np.testing.assert_allclose(path, paths["in weights"], atol=0.002 + 1e-9)  # a digit on the border
 
@@ -206,4 +284,15 @@ def test_the_sentence_of_two_paths() -> None:
     one = {name: path[:1] for name, path in PATHS.items()}
     assert path_sentence(one, "in latents", "in weights").startswith(
         "the barriers in latents and in weights cannot be told apart on one pair: 0.050 against 0.550"
+    )
+
+
+def test_barriers_between_other_ends_do_not_compare() -> None:
+    """Ends that are 0.3 and 0.4 higher: 0.35 ± 12.706 * 0.05 tells nothing of 2 pairs, but 0.35 ± 0.04 of 8."""
+    higher = PATHS | {"in weights": PATHS["in latents"] + np.array([[0.3], [0.4]])}
+    assert path_sentence(higher, "in latents", "in weights").startswith("the barrier in latents is not distinguishable")
+    many = {name: np.repeat(path, 4, axis=0) for name, path in higher.items()}
+    assert path_sentence(many, "in latents", "in weights") == (
+        "the barriers in latents and in weights do not compare, as their ends differ: accuracy 0.775 and 1.125, "
+        "difference -0.350 ± 0.045 (95 % over 8 pairs)"
     )

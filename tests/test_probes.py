@@ -1,17 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from workbench import probes
 from workbench.datasets.frames import DataError
 from workbench.information import one_hot_codes
 from workbench.metrics import fit_pca
 from workbench.probes import (
-    Gain,
+    ProbeError,
     ProbeResult,
     advantage_sentence,
-    gain_db,
-    gain_sentence,
     in_enough_clips,
+    jackknife_error,
     pca_difference_features,
     probe,
     probe_sentence,
@@ -38,7 +40,7 @@ def test_codes_that_are_the_action_tell_it(kind: str) -> None:
     codes = np.stack([NUMBER, np.random.default_rng(0).integers(0, CLASSES, len(NUMBER))], 1)
     result = probe(one_hot_codes(codes, CLASSES), ACTION, CLIP, kind, folds=3)
     assert result.score > 0.99 and result.chance == 1 / CLASSES and result.n_groups == CLIPS
-    assert len(result.per_fold) == 3 and result.figure == "balanced accuracy" and result.kind == kind
+    assert result.folds == 3 and result.unit == "clips" and result.figure == "balanced accuracy" and result.kind == kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +76,8 @@ def test_known_share_of_variance() -> None:
     features, other = noise(4000, 1), noise(4000, seed=1)
     result = probe(1e4 * features, features[:, 0] + other, np.repeat(np.arange(40), 100))
     assert result.score == pytest.approx(0.5, abs=0.03)
-    assert result.score == pytest.approx(np.mean(result.per_fold), abs=1e-6)  # folds of equally many samples
+    assert np.mean(result.without) == pytest.approx(result.score, abs=1e-3)
+    assert result.error == pytest.approx(np.sqrt(1.25 / 4000), rel=0.5)  # of a mean of 4000 squared normals, with 2 / 4
 
 
 def test_classes_weigh_equally() -> None:
@@ -96,7 +99,7 @@ def test_noise_is_worth_chance_on_average_not_less() -> None:
 def test_probes_repeat_and_follow_their_seed() -> None:
     features = noise(len(CLIP), 4) + NUMBER[:, None]
     first, again, other = (probe(features, ACTION, CLIP, "mlp", folds=2, seed=seed) for seed in (0, 0, 1))
-    assert first == again and first.per_fold != other.per_fold
+    assert first == again and first.without != other.without
 
 
 def test_wide_features_do_not_drown_the_penalty() -> None:
@@ -114,6 +117,7 @@ def test_a_table_of_all_probes() -> None:
     )
     assert table["features"].tolist() == ["codes", "noise"] * 2 and table["chance"].tolist() == [0.25, 0.25, 0, 0]
     assert table["figure"].tolist() == ["balanced accuracy"] * 2 + ["R²"] * 2 and table["clips"].eq(CLIPS).all()
+    assert table["folds"].eq(5).all() and table["error"].tolist() == [result.error for result in results.values()]
     assert table["score"].tolist() == [result.score for result in results.values()]
     assert results["codes", "displacement", "linear"].score > 0.99
 
@@ -126,16 +130,12 @@ def test_classes_of_too_few_clips_are_found() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"folds": 40}, "folds=40 of 32 clips: folds must be from 2 to the number of clips"),
+        ({"folds": 1}, "folds=1: must be at least 2"),
         ({"groups": CLIP[1:]}, "groups of 191 samples beside 192: must be equally many"),
         ({"target": np.full(len(CLIP), "a")}, "target has the same value in every sample"),
-        ({"target": np.where(CLIP == 3, "rare", ACTION)}, "6 samples are of a class that occurs in a single clip"),
+        ({"target": np.where(CLIP == 3, "rare", ACTION)}, "6 samples are of a class that only one of the clips has"),
         ({"features": np.full((len(CLIP), 2), np.nan)}, "features of sample 0 are not finite"),
         ({"target": np.where(CLIP == 2, np.inf, 1.0)}, "target of sample 12 are not finite"),
-        (
-            {"target": np.arange(32) // 2, "features": np.eye(32), "groups": np.arange(32)},
-            "5 folds: must be from 2 to the samples of the largest class, here 2",
-        ),
     ],
 )
 def test_what_cannot_be_probed_is_refused(change: dict, message: str) -> None:
@@ -151,7 +151,7 @@ def test_only_judged_samples_count_and_the_others_help_to_fit(kind: str) -> None
     assert result.score == 1 and result.n_groups == CLASSES
     wrong = np.where(few, (NUMBER + 1) % CLASSES, NUMBER)  # the judged ones say another class than the others teach
     assert probe(one_hot_codes(wrong[:, None], CLASSES), ACTION, CLIP, kind, folds=3, judged=few).score < 0.2
-    with pytest.raises(DataError, match="judged holds no sample: .* hold out clips"):
+    with pytest.raises(ProbeError, match="judged holds no sample: .* hold out some clips"):
         probe(codes, ACTION, CLIP, kind, folds=3, judged=np.zeros(len(CLIP), bool))
 
 
@@ -165,63 +165,131 @@ def test_pca_features_are_coordinates_of_the_difference() -> None:
     np.testing.assert_allclose(abs(features[:, 0]), abs(size) * direction.norm(), atol=1e-4)
 
 
+# --- sentences ---
+
+
+def result(score: float, *without: float, chance: float = 0.0, **words) -> ProbeResult:
+    return ProbeResult(words.pop("kind", "linear"), words.pop("figure", "R²"), score, without, chance, 5, **words)
+
+
 def test_the_sentence_of_a_probe() -> None:
-    result = ProbeResult("linear", "balanced accuracy", 0.5, (0.4, 0.5, 0.6), 0.125, 48)
-    assert probe_sentence(result) == (
+    """Without each of three 0.38, 0.5 and 0.62: the jackknife's error is sqrt(2 / 3 * 0.0288), and t is 4.303."""
+    known = {"figure": "balanced accuracy", "chance": 0.125}
+    found = probe_sentence(result(0.5, 0.499, 0.5, 0.501, **known))
+    assert found == (
         "a linear probe from the codes to the action is above chance: balanced accuracy 0.50 against 0.125, "
-        "4.0 times chance (0.40 to 0.60 over 3 folds of 48 clips)"
+        "4.0 times chance (0.50 to 0.50: 95 % over 3 clips)"
     )
-    result = ProbeResult("mlp", "R²", 0.05, (-0.2, 0.3, 0.05), 0.0, 9)
-    assert probe_sentence(result, "noise", "the displacement") == (
-        "an MLP probe from noise to the displacement is not distinguishable from chance: R² 0.05 against 0 "
-        "(-0.20 to 0.30 over 3 folds of 9 clips)"
+    rough = result(0.5, 0.38, 0.5, 0.62, kind="mlp", unit="training runs")
+    assert rough.error == pytest.approx(np.sqrt(2 / 3 * 0.0288))
+    assert probe_sentence(rough, "noise", "the gap") == (
+        "an MLP probe from noise to the gap is not distinguishable from chance: R² 0.50 against 0 "
+        "(-0.10 to 1.10: 95 % over 3 training runs)"
     )
-    assert " is below chance: " in probe_sentence(ProbeResult("mlp", "R²", -0.5, (-0.5, -0.52, -0.48), 0.0, 9))
-
-
-# --- gains ---
-
-
-def test_gain_is_a_mean_over_clips_of_the_ratio_in_db() -> None:
-    floor = torch.full((6,), 0.1)
-    model = torch.tensor([0.01, 0.01, 0.01, 0.01, 0.1, 1.0])  # +10 dB in four samples of one clip, 0 and -10
-    gain = gain_db(model, floor, np.array([0, 0, 0, 0, 1, 2]))
-    assert gain.db == pytest.approx(0, abs=1e-6) and gain.share == pytest.approx(1 / 3) and gain.n_groups == 3
-    assert gain.error == pytest.approx(10 / np.sqrt(3), rel=1e-5)
-    exact = gain_db(np.zeros(2), np.array([1e-8, 0.0]), np.array([0, 1]))
-    assert exact.db == pytest.approx(10)  # 20 and 0
-
-
-def test_gains_of_no_errors_are_refused() -> None:
-    for bad in (-1.0, np.nan):
-        with pytest.raises(DataError, match="mse of a sample is below 0 or not a number"):
-            gain_db(np.array([bad]), np.array([1.0]), np.array([0]))
-
-
-@pytest.mark.parametrize(
-    ("gains", "sentence"),
-    [
-        ([2.0, 2.1, 2.2], "LAQ beats copy-frame by 2.1 dB (3 of 3 seeds; 12 clips)"),
-        ([2.0, 2.1, 0.1], "LAQ beats copy-frame by 1.4 dB (2 of 3 seeds; 12 clips)"),
-        ([2.0, 0.1, -0.1], "LAQ is not distinguishable from copy-frame: +0.7 dB (ahead in 1 of 3 seeds; 12 clips)"),
-        ([1.0, 1.0, -5.0], "LAQ is not distinguishable from copy-frame: -1.0 dB (ahead in 2 of 3 seeds; 12 clips)"),
-        ([-1.0, -2.0], "LAQ falls short of copy-frame by 1.5 dB (2 of 2 seeds; 12 clips)"),
-    ],
-)
-def test_the_sentence_of_gains_counts_the_seeds_that_agree(gains: list[float], sentence: str) -> None:
-    assert gain_sentence({seed: Gain(db, 0.2, 0.9, 12) for seed, db in enumerate(gains)}) == sentence
-
-
-def test_more_is_told_where_the_folds_agree_on_it() -> None:
-    """Student's t of 3 folds reaches 4.303 standard errors: 0.1, 0.2 and 0.3 apart are 0.2 ± 0.25; 0.2 each, ± 0."""
-    result = lambda *folds: ProbeResult("linear", "R²", sum(folds) / 3, folds, 0.0, 9)  # noqa: E731
-    other = result(0.1, 0.2, 0.3)
-    assert advantage_sentence(result(0.2, 0.4, 0.6), other, ("codes", "PCA")) == (
-        "codes is not distinguishable from PCA: R² 0.40 against 0.20, difference +0.20 ± 0.25 (95 % over 3 folds)"
+    assert " is below chance: " in probe_sentence(result(-0.5, -0.5, -0.52, -0.48))
+    assert probe_sentence(result(0.5, np.nan)).endswith(
+        "cannot be told from chance on so few clips (1): R² 0.50 against 0"
     )
-    more = advantage_sentence(result(0.3, 0.4, 0.5), other, ("codes", "PCA"))
-    assert more.startswith("codes tells more than PCA: R² 0.40 against 0.20, difference +0.20 ± 0.00")
-    assert advantage_sentence(result(0.0, 0.1, 0.2), other, ("codes", "PCA")).startswith("codes tells less than PCA")
+
+
+def test_more_is_told_where_the_clips_agree_on_it() -> None:
+    """Scores that vary much from clip to clip, and alike: it is their difference that counts, of 0.2 ± 4.303 * 0.01155
+    without each of three clips."""
+    other, names = result(0.2, 0.1, 0.2, 0.3), ("codes", "PCA")
+    near = result(0.4, 0.29, 0.4, 0.51)
+    assert advantage_sentence(near, other, names) == (
+        "neither codes nor PCA is above chance: R² 0.400 against 0.200, difference +0.200 ± 0.050 (95 % over 3 clips)"
+    )
+    other, near = (replace(part, score=part.score + 0.5) for part in (other, near))
+    assert advantage_sentence(near, other, names) == (
+        "codes tells more than PCA: R² 0.900 against 0.700, difference +0.200 ± 0.050 (95 % over 3 clips)"
+    )
+    assert advantage_sentence(other, near, names).startswith("codes tells less than PCA: R² 0.700 against 0.900")
+    apart = replace(near, without=(0.5, 0.4, 0.3))
+    assert advantage_sentence(apart, other, names).startswith("codes is not distinguishable from PCA: R² 0.900 against")
+
+
+def test_the_difference_is_that_of_the_printed_scores() -> None:
+    found = advantage_sentence(result(0.6504, *[0.65] * 3), result(0.6496, *[0.65] * 3), ("a", "b"))
+    assert "R² 0.650 against 0.650, difference +0.000 ± 0.000" in found
+
+
+def test_one_clip_or_other_clips_decide_nothing() -> None:
+    alone = result(0.4, np.nan, unit="training runs")
+    assert advantage_sentence(alone, alone, ("codes", "PCA")) == (
+        "codes and PCA cannot be told apart on so few training runs (1): R² 0.400 against 0.400"
+    )
+    with pytest.raises(ValueError, match="1 and 2 training runs are judged: must be the same ones"):
+        advantage_sentence(alone, result(0.4, 0.4, 0.4), ("codes", "PCA"))
+
+
+# --- folds, and what is judged ---
+
+
+MIXED = np.where(np.arange(CLIPS * PER_CLIP) % PER_CLIP, "still", ACTION)  # one sample of each clip is of its action
+
+
+@pytest.mark.parametrize("target", [ACTION, MIXED, noise(len(CLIP))], ids=["classes", "several in a clip", "numbers"])
+def test_every_fold_judges_about_as_many_clips_and_the_others_always_train(target: np.ndarray, monkeypatch) -> None:
+    trained = []
+
+    def fit(x: np.ndarray, y: np.ndarray, clip: np.ndarray, seed: int) -> probes.Predict:
+        trained.append(set(clip))
+        return lambda x: np.zeros(len(x), y.dtype)
+
+    monkeypatch.setattr(probes, "_fit_linear", fit)
+    few = CLIP >= CLIPS // 2
+    probe(noise(len(CLIP), 2), target, CLIP, folds=5, judged=few)
+    held = [set(CLIP) - part for part in trained]
+    assert sorted(map(len, held)) == [3, 3, 3, 3, 4] and set.union(*held) == set(CLIP[few])
+    if target.dtype.kind == "U":  # 4 clips of each action, all of them in different folds
+        assert all(len({clip % CLASSES for clip in part}) == len(part) for part in held)
+
+
+def test_there_are_no_more_folds_than_judged_clips() -> None:
+    few = CLIP < 3
+    found = probe(noise(len(CLIP), 2), noise(len(CLIP)), CLIP, folds=5, judged=few)
+    assert found.folds == found.n_groups == 3
+    alone = probe(noise(len(CLIP), 2), noise(len(CLIP)), CLIP, judged=CLIP == 0)
+    assert alone.folds == 1 and np.isnan(alone.error) and np.isfinite(alone.score)
+    with pytest.raises(
+        ProbeError, match="2 folds of 3 judged of 3 runs: 1 would be left to fit on, .* at least 2; use"
+    ):
+        probe(noise(18, 2), noise(18), CLIP[:18], folds=2, unit="runs")
+
+
+def test_a_class_of_two_clips_is_never_held_out_whole() -> None:
+    """16 classes of two clips each: every clip is told from the other one of its class, judged or not."""
+    target = CLIP // 2
+    assert probe(np.eye(16)[target], target, CLIP).score == 1
+    assert probe(np.eye(16)[target], target, CLIP, judged=CLIP % 2 == 0).score == 1
+
+
+def test_the_error_is_that_of_the_pooled_score() -> None:
+    """Predictions are constants: the score and its error are those of sums over clips, computed here by hand."""
+    target = noise(24)
+    clip = np.repeat(np.arange(8), 3)
+    found = probe(np.zeros((24, 1)), target, clip, folds=8)
+    held = np.array([target[clip != g].mean() for g in range(8)])[clip]
+    r2 = lambda rows: 1 - np.square(target - held)[rows].sum() / np.square(target[rows] - target[rows].mean()).sum()  # noqa: E731
+    without = np.array([r2(clip != g) for g in range(8)])
+    assert found.score == pytest.approx(r2(slice(None))) and found.without == pytest.approx(without)
+    assert found.error == pytest.approx(np.sqrt(7 / 8 * np.square(without - without.mean()).sum()))
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = noise(12)
+    without = (values.sum() - values) / 11
+    assert jackknife_error(without) == pytest.approx(values.std(ddof=1) / np.sqrt(12))
+    assert np.isnan(jackknife_error((0.5,))) and np.isnan(jackknife_error((0.5, np.nan)))
+
+
+def test_a_target_that_varies_in_one_judged_clip_alone_has_no_error() -> None:
+    target = np.where(CLIP == 0, 5.0, np.where(CLIP < 4, 0.1, noise(len(CLIP))))
+    found = probe(noise(len(CLIP), 2), target, CLIP, judged=CLIP < 4)
+    assert np.isfinite(found.score) and np.isnan(found.error)
+    with pytest.raises(ProbeError, match="target has the same value in every judged sample"):
+        probe(noise(len(CLIP), 2), target, CLIP, judged=(CLIP > 0) & (CLIP < 4))
 
 
 def test_r2_and_chance_are_of_what_is_judged() -> None:
@@ -231,8 +299,3 @@ def test_r2_and_chance_are_of_what_is_judged() -> None:
     assert probe(noise(len(CLIP), 2), target, CLIP, judged=few).score < 0.1
     two = np.isin(NUMBER, [0, 1])
     assert probe(noise(len(CLIP), 2), ACTION, CLIP, folds=3, judged=two).chance == 1 / 2
-
-
-def test_one_clip_decides_nothing() -> None:
-    alone = gain_db(np.array([0.1]), np.array([1.0]), np.array([0]))
-    assert gain_sentence({0: alone}) == "LAQ against copy-frame cannot be decided on one clip: +10.0 dB (1 seeds)"

@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA as ReferencePCA
 from tiny_zoo import Copy, Zoo, networks, open_tiny_zoo
 from torch import Tensor
 
-from workbench.comparison import encode_split
+from workbench.comparison import encode_split, fit_predictions
 from workbench.datasets.flat_weights import flatten
 from workbench.datasets.frames import DataError
 from workbench.rebuilding import (
@@ -17,9 +17,12 @@ from workbench.rebuilding import (
     equal_noise,
     floors,
     layer_r2,
+    mean_network,
     r2_sentence,
     rebuild,
     run_errors,
+    split_r2,
+    split_sentence,
     squared_errors,
     weight_pca,
 )
@@ -94,27 +97,40 @@ def test_components_stay_orthonormal_where_networks_are_the_same() -> None:
 
 
 def test_floors_are_of_the_training_networks_of_the_architecture(zoo: Zoo) -> None:
-    found = floors(zoo.train, zoo.test, 4)
-    assert list(found) == [MEAN, "PCA-4"]
+    found = floors(zoo.data, zoo.train, zoo.test, 4)
+    assert list(found) == [MEAN, "PCA-4", "PCA-4 per architecture"]
     for i, size in enumerate(architecture.size for architecture in zoo.train.architectures):
         of_train, rows = zoo.train.architecture == i, zoo.test.architecture == i
         mean = zoo.train.weights[of_train].mean(0)
         torch.testing.assert_close(found[MEAN][rows], mean.expand(rows.sum(), -1), atol=1e-6, rtol=1e-5)
         expected = weight_pca(zoo.train.weights[of_train, :size], 4).reconstruct(zoo.test.weights[rows, :size])
-        torch.testing.assert_close(found["PCA-4"][rows, :size], expected)
-        assert not found["PCA-4"][rows, size:].any()
+        torch.testing.assert_close(found["PCA-4 per architecture"][rows, :size], expected)
+        assert not any(x_hat[rows, size:].any() for x_hat in found.values())
+
+
+def test_the_joint_pca_is_that_of_what_the_model_sees(zoo: Zoo) -> None:
+    """That of notebook 02, on scaled weights with their padding of 0, all architectures together."""
+    held_out = zoo.data.split("test")
+    batch = held_out.prepare(held_out.batch(np.arange(len(held_out))))
+    of_notebook_02 = fit_predictions(zoo.data.split("train"), 4, 8, torch.device("cpu"))
+    expected = zoo.data.denormalize(of_notebook_02.project(batch), batch["architecture"])
+    torch.testing.assert_close(floors(zoo.data, zoo.train, zoo.test, 4)["PCA-4"], expected, atol=1e-4, rtol=1e-3)
 
 
 def test_pca_of_all_training_networks_is_exact_on_them_and_says_its_size(zoo: Zoo) -> None:
-    """5 runs of 2 epochs of each architecture: 9 components are all there are; one CNN less, 8."""
-    name, exact = list(floors(zoo.train, zoo.train, 1000).items())[1]
-    assert name == "PCA-9"
-    torch.testing.assert_close(exact, zoo.train.weights, atol=1e-5, rtol=0)
+    """5 runs of 2 epochs of each architecture: 9 components are all there are; one CNN less, 8; of both, 19 and 18."""
+    found = floors(zoo.data, zoo.train, zoo.train, 1000)
+    assert list(found) == [MEAN, "PCA-19", "PCA-9 per architecture"]
+    for exact in list(found.values())[1:]:
+        torch.testing.assert_close(exact, zoo.train.weights, atol=1e-5, rtol=0)
     fewer = np.flatnonzero(zoo.train.architecture == 0)[1:].tolist() + np.flatnonzero(zoo.train.architecture).tolist()
     smaller = Networks(
         zoo.train.weights[fewer], zoo.train.architecture[fewer], zoo.train.architectures, zoo.train.table
     )
-    assert list(floors(smaller, zoo.train, 1000))[1] == "PCA-8/9"
+    assert list(floors(zoo.data, smaller, zoo.train, 1000))[1:] == ["PCA-18", "PCA-8/9 per architecture"]
+    one = smaller.architecture == 1
+    alone = Networks(smaller.weights[one], smaller.architecture[one], smaller.architectures, smaller.table)
+    assert list(floors(zoo.data, alone, alone, 3)) == [MEAN, "PCA-3"]
 
 
 def test_an_architecture_without_training_networks_is_refused(zoo: Zoo) -> None:
@@ -123,7 +139,7 @@ def test_an_architecture_without_training_networks_is_refused(zoo: Zoo) -> None:
         zoo.train.weights[rows], zoo.train.architecture[rows], zoo.train.architectures, zoo.train.table.iloc[rows]
     )
     with pytest.raises(DataError, match="architecture 'mlp' has 6 networks to rebuild and none among the training"):
-        floors(only, zoo.test, 2)
+        floors(zoo.data, only, zoo.test, 2)
 
 
 def test_noise_has_the_size_of_the_error_in_each_layer_of_each_network(zoo: Zoo) -> None:
@@ -145,7 +161,7 @@ def test_noise_has_the_size_of_the_error_in_each_layer_of_each_network(zoo: Zoo)
 def test_r2_of_the_mean_is_zero_of_an_exact_method_one_and_between_them_known() -> None:
     """x_hat half way from the mean to x leaves a quarter of the squared error in every layer."""
     x = some()
-    mean = floors(x, x, 1)[MEAN]
+    mean = mean_network(x, x)
     found = r2(x, {"exact": x.weights, MEAN: mean, "half": (x.weights + mean) / 2})
     for layer in ("first", "second", ALL):
         assert found[layer, MEAN] == 0 and found[layer, "exact"] == 1
@@ -191,7 +207,7 @@ def test_the_jackknife_of_runs_that_differ_alike_is_the_standard_error_of_a_mean
 def test_a_layer_that_the_mean_network_has_exactly_has_no_r2() -> None:
     x = some()
     x.weights[:, 6:9] = 1.0
-    mean = floors(x, x, 1)[MEAN]
+    mean = mean_network(x, x)
     found = r2(x, {MEAN: mean, "other": x.weights + 1})
     assert np.isnan(found["second", "other"]) and found["first", "other"] < 0 and found[ALL, "other"] < 0
 
@@ -217,4 +233,26 @@ def test_the_sentence_of_two_methods() -> None:
     alone = replace(x, table=x.table.assign(run="a"))
     assert r2_sentence(alone, methods, "VAE", MEAN) == (
         "VAE and the mean network cannot be told apart on one run: R² 0.750 against 0.000"
+    )
+
+
+def test_the_sentence_of_training_and_held_out_networks() -> None:
+    """Half of every training network is missing, and one held-out run of three is exact: 0.75 and 1/3."""
+    train = networks(torch.tensor([[1.0, -1], [-1, 1], [2, 2], [-2, -2]]), ["a", "b", "c", "d"], {"only": 2})
+    test = networks(torch.tensor([[1.0, 1], [1, -1], [-1, -1]]), ["e", "f", "g"], {"only": 2})
+    rebuilt = train.weights / 2, test.weights * torch.tensor([1.0, 0, 0])[:, None]
+    table = split_r2(train, rebuilt[0], test, rebuilt[1])
+    assert table["r2"].tolist() == pytest.approx([0.75, 1 / 3]) and table["networks"].tolist() == [4, 3]
+    assert table["half"].tolist() == pytest.approx([0, 4.302653 * np.std([1, 0, 0], ddof=1) / np.sqrt(3)], abs=1e-6)
+    assert split_sentence(table, "VAE-1") == (
+        "VAE-1 rebuilds its training networks not distinguishably better or worse than held-out ones: R² 0.750 ± 0.000 "
+        "on 4 training networks (4 runs), R² 0.333 ± 1.434 on 3 held-out networks (3 runs); 95 % over runs"
+    )
+    learnt = split_r2(train, rebuilt[0], test, 0 * test.weights)
+    assert " better than held-out ones: R² 0.750 " in split_sentence(learnt, "VAE-1")
+    swapped = learnt.set_axis(["held-out", "training"])
+    assert " worse than held-out ones: " in split_sentence(swapped, "VAE-1")
+    alone = split_r2(train, rebuilt[0], replace(test, table=test.table.assign(run="e")), rebuilt[1])
+    assert split_sentence(alone, "VAE-1").startswith(
+        "whether VAE-1 rebuilds its training networks better than held-out"
     )

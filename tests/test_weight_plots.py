@@ -156,6 +156,26 @@ def test_paths_are_means_within_quartiles() -> None:
         plots.path_lines([0, 1], {"latent": values})
 
 
+def test_a_method_has_one_colour_in_marks_and_bars_and_controls_have_those_behind() -> None:
+    rebuilt = {"VAE": [0.5, 0.9], "mean network": [0.1, 0.1], "PCA": [0.4, 0.7], "noise": [0.2, 0.3]}
+    marks = plots.accuracy_scatter([0.6, 0.9], rebuilt, ["mean network", "noise"]).axes[0].collections
+    bars = plots.layer_bars(pd.DataFrame({"VAE": [0.9], "PCA": [0.2]}, index=["layer"])).axes[0].containers
+    colours = {name: tuple(drawn.get_edgecolors()[0][:3]) for name, drawn in zip(rebuilt, marks, strict=True)}
+    assert colours == {"VAE": PALETTE[0], "mean network": PALETTE[2], "PCA": PALETTE[1], "noise": PALETTE[3]}
+    assert [to_rgb(group[0].get_facecolor()) for group in bars] == [colours["VAE"], colours["PCA"]]
+
+
+def test_titles_stand_above_the_axes() -> None:
+    table = pd.DataFrame({"features": ["z"], "target": ["epoch"], "score": [0.1], "error": [0.0]})
+    figures = [
+        plots.accuracy_scatter([0.1, 0.2], {"VAE": [0.1, 0.2]}, title="run 1"),
+        plots.path_lines([0, 1], {"latent": np.ones((2, 2))}, title="run 1"),
+        plots.layer_bars(pd.DataFrame({"VAE": [0.9]}, index=["layer"]), title="run 1"),
+        plots.property_bars(table, title="run 1"),
+    ]
+    assert [fig.axes[0].get_title("left") for fig in figures] == ["run 1"] * 4
+
+
 # --- bars ---
 
 

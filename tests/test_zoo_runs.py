@@ -1,3 +1,5 @@
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ from matplotlib.figure import Figure
 from tiny_zoo import entries
 
 from workbench.comparison import encode_split
+from workbench.datasets.flat_weights import Architecture
 from workbench.datasets.weights import Weights, WeightsConfig, open_weights
 from workbench.models import build_vae
 from workbench.rebuilding import MEAN, layer_r2
@@ -53,7 +56,12 @@ def trained(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_held_out_networks_are_rebuilt_by_the_model_beside_its_floors(trained) -> None:
     data, run = trained
     zoo = open_zoo_run(run.path, CPU, batch_size=5)
-    assert (zoo.vae, zoo.pca, list(zoo.methods)) == ("VAE-4", "PCA-4", ["VAE-4", MEAN, "PCA-4", NOISE])
+    assert (zoo.vae, zoo.pca) == ("VAE-4", "PCA-4")
+    assert zoo.floors == [MEAN, "PCA-4", "PCA-4 per architecture"] and list(zoo.methods) == [
+        "VAE-4",
+        *zoo.floors,
+        NOISE,
+    ]
     test = data.split("test")
     model = load_run(run.path)[0]
     z = encode_split(model, test, 64).mu
@@ -62,6 +70,10 @@ def test_held_out_networks_are_rebuilt_by_the_model_beside_its_floors(trained) -
     with torch.inference_mode():
         x_hat = data.denormalize(model(batch["x"]), batch["architecture"])
     torch.testing.assert_close(zoo.methods["VAE-4"], x_hat)
+    train = data.split("train")
+    batch = train.prepare(train.batch(np.arange(len(train))))
+    with torch.inference_mode():
+        torch.testing.assert_close(zoo.rebuilt_train, data.denormalize(model(batch["x"]), batch["architecture"]))
     sizes = np.array([architecture.size for architecture in data.architectures])[zoo.test.architecture]
     assert all(not row[size:].any() for rows in zoo.methods.values() for row, size in zip(rows, sizes, strict=True))
     table = layer_r2(zoo.test, zoo.methods).set_index(["architecture", "layer", "method"])["r2"]
@@ -71,18 +83,24 @@ def test_held_out_networks_are_rebuilt_by_the_model_beside_its_floors(trained) -
 def test_fewer_networks_are_drawn_by_seed(trained) -> None:
     path = trained[1].path
     one, same, other = (open_zoo_run(path, CPU, train_samples=9, eval_samples=4, seed=seed) for seed in (0, 0, 1))
-    assert len(one.train) == 9 == len(one.z_train) and len(one.test) == 4
+    assert len(one.train) == 9 == len(one.z_train) == len(one.rebuilt_train) and len(one.test) == 4
     assert one.test.table["id"].tolist() == same.test.table["id"].tolist() != other.test.table["id"].tolist()
     assert torch.equal(one.methods[NOISE], same.methods[NOISE])
 
 
 def test_networks_run_here_where_they_were_trained_on_digits(trained, tmp_path: Path) -> None:
     data, run = trained
-    assert open_zoo_run(run.path, CPU).runs_here
+    zoo = open_zoo_run(run.path, CPU)
+    assert zoo.runs_here and zoo.why_not == ""
+    foreign = copy(data)
+    foreign.architectures = [data.architectures[0], Architecture("small", data.architectures[1].layers[:2])]
+    reason = replace(zoo, data=foreign).why_not
+    assert reason == "its architecture 'small' is none of digits-zoo (mlp, cnn)"
     write_zoo(tmp_path / "zoo", dataset="svhn")
     settings = {"data": str(tmp_path / "zoo"), "cache_dir": str(tmp_path / "cache")}
     other = train(open_weights(WeightsConfig(**settings | SPLIT)), tmp_path)
-    assert not open_zoo_run(other.path, CPU).runs_here
+    zoo = open_zoo_run(other.path, CPU)
+    assert not zoo.runs_here and zoo.why_not == "its networks were trained on svhn, not on digits"
 
 
 def test_networks_that_have_changed_since_are_refused(trained) -> None:

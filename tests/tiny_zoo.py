@@ -27,11 +27,12 @@ class Zoo(NamedTuple):
 
 def open_tiny_zoo(folder: Path) -> Zoo:
     """Two architectures, of which each run moves away from a common start; 5 runs of each in train, 3 in test."""
-    (folder / "weights").mkdir()
+    weights = folder / "zoo" / "weights"
+    weights.mkdir(parents=True)
     for name in ("mlp", "cnn"):
-        torch.save(entries(name), folder / "weights" / f"{name}.pt")
+        torch.save(entries(name), weights / f"{name}.pt")
     settings = {"val_fraction": 0.0, "test_fraction": 0.4, "split_seed": 3, "cache_dir": str(folder / "cache")}
-    data = open_weights(WeightsConfig(data=str(folder), **settings))
+    data = open_weights(WeightsConfig(data=str(folder / "zoo"), **settings))
     return Zoo(data, collect(data.split("train")), collect(data.split("test")))
 
 

@@ -16,13 +16,9 @@ from workbench.costs import forward_gflops, step_memory_mb
 from workbench.datasets.clips import ClipDataset, normalize
 from workbench.datasets.frames import DataError, FrameError, load_image
 from workbench.datasets.loading import Batch, to_device
+from workbench.gains import Gain, gain_db, gain_sentence
 from workbench.metrics import image_errors
 from workbench.paths import resolve
-from workbench.probes import (
-    Gain,
-    gain_db,
-    gain_sentence,
-)
 from workbench.process import out_of_memory
 from workbench.rivals import Rival, first_seeds, weighted_loss
 from workbench.schedule import TrainConfig

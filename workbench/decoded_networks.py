@@ -2,6 +2,7 @@
 
 Sources:
     Efron & Tibshirani 1993, An introduction to the bootstrap, chapter 13 (percentiles).
+    Student 1908, The probable error of a mean (paired differences).
     Entezari et al. 2022, The role of permutation invariance in linear mode connectivity, section 2 (barrier).
 """
 
@@ -19,11 +20,14 @@ from workbench.datasets.frames import DataError
 from workbench.datasets.weights import Weights
 from workbench.datasets.zoo_networks import NETWORKS, digits, logits, runnable
 from workbench.interpolation import lerp, random_pairs
-from workbench.rebuilding import ALL, Methods, Networks, rebuild, spans
+from workbench.rebuilding import ALL, MEAN, Methods, Networks, rebuild, spans
 
 GOAL = 0.95
 """Share of its original's accuracy that a rebuilt network should keep."""
 DRAWS = 2000  # of the bootstrap
+FIGURES = ("accuracy", "agreement")
+"""By which methods are compared, in `winner_table`."""
+SAME = "not distinguishable"
 
 
 # --- rebuilt ---
@@ -73,8 +77,8 @@ def accuracies(networks: Networks, methods: Methods) -> pd.DataFrame:
 
     Returns:
         Columns method, id, run, architecture; original (the network's own accuracy), accuracy, kept (accuracy /
-        original; NaN where that is 0), and agreement (share of the digits that are put into the class into which the
-        original puts them). One row per method and network, in their order.
+        original; NaN where that is 0), agreement (share of the digits that are put into the class into which the
+        original puts them), and epoch where networks have it. One row per method and network, in their order.
 
     Raises:
         DataError: an architecture that is none of the embedded zoo.
@@ -91,6 +95,8 @@ def accuracies(networks: Networks, methods: Methods) -> pd.DataFrame:
         parts.append(pd.DataFrame({"method": method, **known, **figures}))
     rows = pd.concat(parts, ignore_index=True)
     rows.insert(6, "kept", (rows["accuracy"] / rows["original"]).where(rows["original"] > 0))
+    if "epoch" in networks.table:
+        rows["epoch"] = np.tile(networks.table["epoch"].to_numpy(), len(methods))
     return rows
 
 
@@ -101,8 +107,8 @@ def kept_table(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         Index method, architecture (`all` where there are several); columns kept (median), low, high (95 % interval of
-        the median by the bootstrap over runs), keep_95 (share of networks that keep 95 % or more); original, accuracy,
-        agreement (means); networks, runs.
+        the median by the bootstrap over runs), keep_95 (share of networks that keep 95 % or more); mean_original,
+        mean_accuracy, mean_agreement (over networks); networks, runs. Networks without `kept` are left out.
     """
     everything = [rows.assign(architecture=ALL)] if rows["architecture"].nunique() > 1 else []
     both = pd.concat([rows, *everything]).dropna(subset="kept")
@@ -114,7 +120,7 @@ def kept_table(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             "low": low,
             "high": high,
             "keep_95": (part["kept"] >= GOAL).mean(),
-            **part[["original", "accuracy", "agreement"]].mean(),
+            **part[["original", "accuracy", "agreement"]].mean().add_prefix("mean_"),
             "networks": len(part),
             "runs": part["run"].nunique(),
         }
@@ -139,19 +145,80 @@ def kept_sentence(rows: pd.DataFrame, method: str, seed: int = 0) -> str:
     "At least" and "less than" need a 95 % interval (bootstrap over runs) that lies wholly on that side.
     """
     found = kept_table(rows[rows["method"] == method].assign(architecture=ALL), seed).loc[(method, ALL)]
-    word = "at least" if found["low"] >= GOAL else "less than" if found["high"] < GOAL else "about"
-    kept, low, high, agreement = (100 * found[["kept", "low", "high", "agreement"]]).round(1)
-    return (
-        f"the median network rebuilt by {method} keeps {word} {100 * GOAL:.0f} % of its original's accuracy: {kept} % "
-        f"(95 % interval {low} to {high} % over {found['runs']:.0f} runs, {found['networks']:.0f} networks); on "
-        f"average these agree with their originals on {agreement} % of the digits"
-    )
+    kept, low, high, agreement = (100 * found[["kept", "low", "high", "mean_agreement"]]).round(1)
+    subject, goal = f"the median network rebuilt by {method} keeps", f"{100 * GOAL:.0f} % of its original's accuracy"
+    size = f"{found['networks']:.0f} networks"
+    mean = f"the mean agreement with originals is {agreement} % of the digits"
+    if found["runs"] < 2:
+        return f"{subject} {kept} %; whether it keeps {goal} cannot be told from one run ({size}); {mean}"
+    sides = found["low"] >= GOAL, found["high"] < GOAL
+    word = "at least" if sides[0] else "less than" if sides[1] else "a share not distinguishably above or below"
+    interval = f"{kept} % (95 % interval {low} to {high} % over {found['runs']:.0f} runs, {size})"
+    return f"{subject} {word} {goal}: {interval}; {mean}"
+
+
+def epoch_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median `kept` by method and epoch, from `accuracies` of networks that have epochs; how many there are, last.
+
+    Raises:
+        DataError: networks have no epoch.
+    """
+    if "epoch" not in rows:
+        raise DataError("networks have no property 'epoch': needs it; leave this table out")
+    table = rows.pivot_table(index="method", columns="epoch", values="kept", aggfunc="median", sort=False)
+    table.loc["networks"] = rows.drop_duplicates("id")["epoch"].value_counts()
+    return table.sort_index(axis=1)
+
+
+def winner_table(rows: pd.DataFrame, one: str) -> pd.DataFrame:
+    """Accuracy and agreement of a method beside every other one, paired by run, from `accuracies`.
+
+    Each figure is the mean over the networks of a run, then over runs. A winner needs a 95 % interval of Student's t
+    over runs that leaves a difference of 0 out.
+
+    Returns:
+        Index figure, against (the other method); columns one, other (the two figures), difference, half (of the
+        interval; NaN of one run), runs, networks, winner (a method, or `not distinguishable`).
+    """
+    means = rows.groupby(["run", "method"])[list(FIGURES)].mean().unstack("method")
+    found = {}
+    for figure in FIGURES:
+        for other in rows["method"].unique():
+            if other != one:
+                a, b = means[figure, one], means[figure, other]
+                mean, half = _paired((a - b).to_numpy())
+                winner = one if mean > half else other if mean < -half else SAME
+                found[figure, other] = (a.mean(), b.mean(), mean, half, len(a), rows["id"].nunique(), winner)
+    columns = ["one", "other", "difference", "half", "runs", "networks", "winner"]
+    index = pd.MultiIndex.from_tuples(found, names=["figure", "against"])
+    return pd.DataFrame(list(found.values()), index, columns)
+
+
+def accuracy_sentence(rows: pd.DataFrame, one: str, other: str) -> str:
+    """Whether what one method rebuilds is more accurate than what another does, and agrees more; see `winner_table`."""
+    table = winner_table(rows[rows["method"].isin([one, other])], one)
+    parts = []
+    for figure in FIGURES:
+        row = table.loc[(figure, other)]
+        words = {one: "higher", other: "lower", SAME: "not distinguishable"}
+        word = "cannot be told apart on one run" if row["runs"] < 2 else words[row["winner"]]
+        difference = f"{row['difference']:+.3f}" + ("" if row["runs"] < 2 else f" ± {row['half']:.3f}")
+        parts.append(f"{figure} {row['one']:.3f} against {row['other']:.3f}, {word} (difference {difference})")
+    one, other = (f"the {name}" if name == MEAN else name for name in (one, other))
+    return f"{one} against {other}: {'; '.join(parts)}; 95 % over {row['runs']} runs, {row['networks']} networks"
+
+
+def _paired(difference: np.ndarray) -> tuple[float, float]:
+    """Mean, and half of its 95 % interval of Student's t; NaN of one value."""
+    n = len(difference)
+    half = t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
+    return float(difference.mean()), float(half)
 
 
 # --- between two ---
 
 
-def choose_pairs(networks: Networks, pairs: int, seed: int = 0) -> list[list[int]]:
+def choose_pairs(networks: Networks, pairs: int, seed: int = 0) -> tuple[list[list[int]], list[str]]:
     """Positions of pairs of networks of one architecture and two runs; each run is in one pair at most.
 
     Of each run it is the network of the highest `epoch`, or the first one where networks have none.
@@ -159,16 +226,27 @@ def choose_pairs(networks: Networks, pairs: int, seed: int = 0) -> list[list[int
     Args:
         pairs: Of each architecture; as many as asked for, or as there are runs.
 
+    Returns:
+        The pairs, and a sentence on each architecture that is left out as its networks are of one run.
+
     Raises:
-        ValueError: networks of an architecture are of one run.
+        DataError: no architecture has networks of two runs.
     """
-    generator, chosen = torch.Generator().manual_seed(seed), []
-    for _, rows in networks.each():
+    generator, chosen, notes = torch.Generator().manual_seed(seed), [], []
+    for architecture, rows in networks.each():
         table = networks.table.iloc[rows].reset_index(drop=True)
+        if table["run"].nunique() < 2:
+            notes.append(f"architecture {architecture.name!r} has one run held out: a path needs two; it is left out")
+            continue
         epoch = table["epoch"] if "epoch" in table else pd.Series(0, table.index)
-        last = rows[epoch.groupby(table["run"]).idxmax().to_numpy()]
+        last = rows[epoch.fillna(-np.inf).groupby(table["run"]).idxmax().to_numpy()]
         chosen += [last[pair].tolist() for pair in random_pairs(len(last), pairs, generator)]
-    return chosen
+    if not chosen:
+        raise DataError(
+            f"no architecture has held-out networks of two runs ({len(networks)} networks in all): a path needs these; "
+            "raise eval_samples, or the share held out"
+        )
+    return chosen, notes
 
 
 def path_accuracies(
@@ -245,19 +323,29 @@ def path_table(paths: Mapping[str, Float[np.ndarray, "p steps"]]) -> pd.DataFram
 
 
 def path_sentence(paths: Mapping[str, Float[np.ndarray, "p steps"]], one: str, other: str) -> str:
-    """Whether the barrier is lower on one path than on another, with its numbers.
+    """Whether the barrier is lower on one path than on another, with its numbers; not where their ends differ.
 
-    "Lower" and "higher" need a 95 % interval of Student's t over pairs that leaves 0 out. Between ends that classify
-    little there is little to fall.
+    Where the ends of a path classify little there is little to fall, so that barriers of paths between other ends do
+    not compare. "Lower", "higher" and "differ" need a 95 % interval of Student's t over pairs that leaves 0 out.
     """
-    heights = {name: barriers(paths[name]) for name in (one, other)}
-    difference = heights[one] - heights[other]
-    mean, n = difference.mean(), len(difference)
-    ends = " and ".join(f"{paths[name][:, [0, -1]].mean():.3f}" for name in (one, other))
-    numbers = f"{heights[one].mean():.3f} against {heights[other].mean():.3f} of accuracy (ends at {ends})"
+    n = len(paths[one])
+    ends, heights = ([f(paths[name]) for name in (one, other)] for f in (_ends, barriers))
+    gap, gap_half = _paired(ends[0] - ends[1])
+    mean, half = _paired(heights[0] - heights[1])
+    at = " and ".join(f"{values.mean():.3f}" for values in ends)
+    numbers = f"{heights[0].mean():.3f} against {heights[1].mean():.3f} of accuracy (ends at {at})"
     if n < 2:
         return f"the barriers {one} and {other} cannot be told apart on one pair: {numbers}"
-    half = t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n)
-    tested = f"difference {mean:+.3f} ± {half:.3f} (95 % over {n} pairs)"
+    over = f"(95 % over {n} pairs)"
+    if abs(gap) > gap_half:
+        return (
+            f"the barriers {one} and {other} do not compare, as their ends differ: accuracy {at}, difference "
+            f"{gap:+.3f} ± {gap_half:.3f} {over}"
+        )
     word = "lower than" if mean < -half else "higher than" if mean > half else "not distinguishable from"
-    return f"the barrier {one} is {word} that {other}: {numbers}, {tested}"
+    return f"the barrier {one} is {word} that {other}: {numbers}, difference {mean:+.3f} ± {half:.3f} {over}"
+
+
+def _ends(path: np.ndarray) -> np.ndarray:
+    """Mean accuracy of the two ends of each path, (p,)."""
+    return path[:, [0, -1]].mean(1)

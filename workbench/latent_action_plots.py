@@ -179,7 +179,7 @@ def code_grid(
 def probe_bars(table: pd.DataFrame) -> Figure:
     """Scores of probes: one panel per target, a bar per features and kind of probe, a dotted line at chance.
 
-    Numbers stand at the ends of the bars, standard errors over folds are whiskers. Bars of an R² below -0.25 are cut.
+    Numbers stand at the ends of the bars, standard errors over clips are whiskers. Bars of an R² below -0.25 are cut.
 
     Args:
         table: Columns features, target, kind, figure, score, error, chance; as from `probes.probe_table`.

@@ -1,16 +1,17 @@
-"""What latent actions say about actions: probes across clips, and gains over a floor, in numbers and words.
+"""Probes: how well features tell a target on clips that they are not fitted on, in numbers and words.
 
-Samples of one clip resemble each other, so the clip (group) is the unit: no fold of a probe divides a clip, and
-standard errors of gains are over clips.
+Samples of one clip resemble each other, so the clip is the unit: no fold of a probe divides a clip, and uncertainties
+are of the score of all samples together, over the clips that are judged. Below, "clip" stands for any such group; of
+networks it is the training run.
 
-Source: Alain & Bengio 2017, Understanding intermediate layers using linear classifier probes.
+Sources:
+    Alain & Bengio 2017, Understanding intermediate layers using linear classifier probes.
+    Efron & Tibshirani 1993, An introduction to the bootstrap, chapter 11 (jackknife).
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import t
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -41,10 +42,13 @@ PENALTIES = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 """alpha of ridge, chosen in the same way."""
 MLP_WIDTH, MLP_BATCH, MLP_EPOCHS, MLP_PATIENCE = 64, 32, 200, 15
 MLP_GAIN = 2e-3  # [nats, or of the target's variance] that an epoch must add
-LEAST_MSE = 1e-10  # an exact prediction counts as this one, as in `comparison.copy_frame_errors`
 
 
 # --- probes ---
+
+
+class ProbeError(DataError):
+    """These groups and this target cannot be probed; others may be."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +58,43 @@ class ProbeResult:
     Args:
         kind: "linear" or "mlp".
         figure: "balanced accuracy" (mean share of right answers over the classes) or "R²" (mean over the outputs).
-        score: The figure of all samples together, each predicted from the folds without its clip.
-        per_fold: The figure of each fold; R² in all of them relative to the variance of all samples judged.
+        score: The figure of all judged samples together, each predicted from the folds without its clip.
+        without: The same without each judged clip in turn, in the order of the clips' numbers; NaN where what is left
+            has no figure: it holds no sample, or an output of it is constant.
         chance: 1 / classes among the judged, which any guess blind to the features expects, the largest class too; 0
             for R².
-        n_groups: Clips that are judged.
+        folds: Folds that the judged clips were divided into.
+        unit: What groups are called in sentences.
     """
 
     kind: str
     figure: str
     score: float
-    per_fold: tuple[float, ...]
+    without: tuple[float, ...]
     chance: float
-    n_groups: int
+    folds: int
+    unit: str = "clips"
+
+    @property
+    def n_groups(self) -> int:
+        """Clips that are judged."""
+        return len(self.without)
 
     @property
     def error(self) -> float:
-        """Standard error of the score over the folds; rough, as folds share what they are fitted on."""
-        return float(np.std(self.per_fold, ddof=1) / np.sqrt(len(self.per_fold)))
+        """Standard error of the score over the judged clips; see `jackknife_error`."""
+        return jackknife_error(self.without)
+
+
+def jackknife_error(without: Sequence[float] | Float[np.ndarray, " n"]) -> float:
+    """Standard error of a figure from what it is without each group in turn; NaN of one group, or where one is NaN.
+
+    Predictions stay as they are: that they depend on the clips they are fitted on, is left out.
+
+    Source: Efron & Tibshirani 1993, chapter 11.
+    """
+    n, values = len(without), np.asarray(without)
+    return float(np.sqrt((n - 1) / n * np.square(values - values.mean()).sum())) if n > 1 else float("nan")
 
 
 def probe(
@@ -82,44 +105,46 @@ def probe(
     folds: int = 5,
     seed: int = 0,
     judged: Bool[np.ndarray, " _"] | None = None,
+    unit: str = "clips",
 ) -> ProbeResult:
     """Cross-validated score of telling a target from features, the folds divided by clip.
 
     Whole numbers and words are classes: the folds are stratified, classes weigh equally in the score. Floating-point
-    numbers are regressed. Features are standardised on the training folds.
+    numbers are regressed. Features are standardised on what a fold is fitted on.
 
     Args:
         features: Codes through `one_hot_codes`, latents, or `pca_difference_features`.
         target: Class (n,), or numbers (n,) or (n, k).
         groups: Clip of each sample.
         kind: "linear": logistic regression (classes weighing equally) or ridge, its L2 penalty chosen by
-            cross-validation across the clips of the training folds. "mlp": one hidden layer of 64, stopped early by
-            a third of those clips.
-        judged: Samples that the score is of, such as those that the features' encoder was not trained on; the others
-            only help to fit. All where None.
+            cross-validation across the clips it is fitted on. "mlp": one hidden layer of 64, stopped early by a third
+            of those clips.
+        folds: Each holds about as many judged clips; at most one for each of these.
+        judged: Samples that the score is of, such as those that the features' encoder was not trained on. Clips without
+            any help to fit in every fold. All are judged where None.
+        unit: What groups are called in messages and sentences.
 
     Raises:
-        DataError: values that are not finite, arrays of different lengths, a constant output, fewer clips than folds,
-            a class in a single clip, or no sample to judge.
+        ProbeError: a constant output, too few clips, a class in a single clip, or no sample to judge.
+        DataError: values that are not finite, arrays of different lengths, or fewer than 2 folds.
     """
     x = array_of(features).astype(float)
     y, clip = matching("target", target, len(x)), matching("groups", groups, len(x))
+    judged = np.ones(len(x), bool) if judged is None else matching("judged", judged, len(x))
     classes = y.dtype.kind not in "fc"
     y = np.unique(y, return_inverse=True)[1] if classes else y.astype(float).reshape(len(x), -1)
-    _check_probe(x, y, clip, classes, folds)
-    predicted, splits = np.empty_like(y), _splits(y, clip, folds, seed)
+    _check_values(x, y, folds)
+    folds = min(folds, len(np.unique(clip[judged])))
+    _check_groups(y, clip, judged, folds, unit)
+    predicted, fit = np.zeros_like(y), _fit_linear if kind == "linear" else _fit_mlp
     with threadpool_limits(1):  # several threads spend their time waiting for each other on so little
-        for train, test in splits:
-            fit = _fit_linear if kind == "linear" else _fit_mlp
+        for train, test in _splits(y, clip, judged, folds, seed):
             predicted[test] = fit(x[train], y[train], clip[train], seed)(x[test]).reshape(y[test].shape)
-    judged = np.ones(len(y), bool) if judged is None else matching("judged", judged, len(y))
-    if not judged.any():
-        raise DataError("judged holds no sample: a probe needs some to be judged by; hold out clips")
-    figure = _recall if classes else partial(_r2, variance=y[judged].var(0))
-    per_fold = tuple(figure(y, predicted, test[judged[test]]) for _, test in splits if judged[test].any())
-    name, chance = ("balanced accuracy", 1 / len(np.unique(y[judged]))) if classes else ("R²", 0.0)
-    score = figure(y, predicted, np.flatnonzero(judged))
-    return ProbeResult(kind, name, score, per_fold, chance, len(np.unique(clip[judged])))
+    y, predicted, clip = y[judged], predicted[judged], clip[judged]
+    figure = _recall if classes else _r2
+    name, chance = ("balanced accuracy", 1 / len(np.unique(y))) if classes else ("R²", 0.0)
+    without = tuple(figure(y[clip != g], predicted[clip != g]) for g in np.unique(clip))
+    return ProbeResult(kind, name, figure(y, predicted), without, chance, folds, unit)
 
 
 def probe_table(
@@ -134,7 +159,7 @@ def probe_table(
     """Every probe from every features to every target, on the same folds.
 
     Returns:
-        One row per probe (features, target, kind, figure, score, error, chance, clips), and the results by
+        One row per probe (features, target, kind, figure, score, error, chance, clips, folds), and the results by
         (features, target, kind).
     """
     results = {
@@ -143,8 +168,8 @@ def probe_table(
         for source, x in features.items()
         for kind in kinds
     }
-    rows = [(*key[:2], r.kind, r.figure, r.score, r.error, r.chance, r.n_groups) for key, r in results.items()]
-    columns = ["features", "target", "kind", "figure", "score", "error", "chance", "clips"]
+    rows = [(*key, r.figure, r.score, r.error, r.chance, r.n_groups, r.folds) for key, r in results.items()]
+    columns = ["features", "target", "kind", "figure", "score", "error", "chance", "clips", "folds"]
     return pd.DataFrame(rows, columns=columns), results
 
 
@@ -155,56 +180,61 @@ def in_enough_clips(labels: Labels, groups: Whole, clips: int = 2) -> Bool[np.nd
     return (pairs.groupby("label")["clip"].transform("nunique") >= clips).to_numpy()
 
 
-def _check_probe(x: np.ndarray, y: np.ndarray, clip: np.ndarray, classes: bool, folds: int) -> None:
-    n_clips = len(np.unique(clip))
-    if not 2 <= folds <= n_clips or n_clips < 3:
-        raise DataError(
-            f"folds={folds} of {n_clips} clips: folds must be from 2 to the number of clips, and clips at least 3; "
-            "change folds, or use more clips"
-        )
+def _check_values(x: np.ndarray, y: np.ndarray, folds: int) -> None:
+    if folds < 2:
+        raise DataError(f"folds={folds}: must be at least 2; change folds")
     for name, values in (("features", x), ("target", y)):
         if not np.isfinite(values).all():
             row = np.argwhere(~np.isfinite(values))[0][0]
             raise DataError(f"{name} of sample {row} are not finite: must be; leave the sample out")
-    if (y.max(0) == y.min(0)).any():
-        raise DataError("target has the same value in every sample: a probe needs it to differ; choose another")
-    single = (~in_enough_clips(y, clip)).sum() if classes else 0
+
+
+def _check_groups(y: np.ndarray, clip: np.ndarray, judged: np.ndarray, folds: int, unit: str) -> None:
+    if not judged.any():
+        raise ProbeError("judged holds no sample: a probe needs some to be judged by; hold out some " + unit)
+    n, held = len(np.unique(clip)), len(np.unique(clip[judged]))
+    left = n - int(np.ceil(held / folds))
+    if left < 2:
+        raise ProbeError(
+            f"{folds} folds of {held} judged of {n} {unit}: {left} would be left to fit on, and must be at least 2; "
+            f"use more folds, or more {unit}"
+        )
+    for values, which in ((y, "sample"), *([] if y.ndim == 1 else [(y[judged], "judged sample")])):
+        if (values.max(0) == values.min(0)).any():
+            raise ProbeError(f"target has the same value in every {which}: a probe needs it to differ; choose another")
+    single = (~in_enough_clips(y, clip)).sum() if y.ndim == 1 else 0
     if single:
-        raise DataError(
-            f"target: {single} samples are of a class that occurs in a single clip: each must be in at least 2; "
-            "keep those of in_enough_clips, or use more clips"
+        raise ProbeError(
+            f"target: {single} samples are of a class that only one of the {unit} has: each must be in at least 2; "
+            f"keep those of in_enough_clips, or use more {unit}"
         )
 
 
-def _splits(y: np.ndarray, clip: np.ndarray, folds: int, seed: int) -> list[Split]:
-    """(training, test) samples of each fold, no clip on both sides; stratified for classes, else at random."""
-    largest = np.bincount(y).max() if y.ndim == 1 else len(y)
-    if not 2 <= folds <= largest:
-        raise DataError(
-            f"{folds} folds: must be from 2 to the samples of the largest class, here {largest}; change folds, or use "
-            "more clips"
-        )
+def _splits(y: np.ndarray, clip: np.ndarray, judged: np.ndarray, folds: int, seed: int) -> list[Split]:
+    """(training, test) samples of each fold: clips with judged samples are dealt out in turn, the others always train.
+
+    In random order; where the target is a class, clips of one class one after the other. A clip of several counts as
+    one of its rarest.
+    """
+    names, number = np.unique(clip, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(np.unique(number[judged]))
     if y.ndim == 1:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The least populated class")  # said by in_enough_clips
-            folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-            splits = [(train, test) for train, test in folder.split(y, y, clip) if len(test)]
-    else:
-        parts = np.array_split(np.random.default_rng(seed).permutation(np.unique(clip)), folds)
-        held = [np.isin(clip, part) for part in parts]
-        splits = [(np.flatnonzero(~test), np.flatnonzero(test)) for test in held]
-    if any(len(np.unique(y[train], axis=0)) < 2 for train, _ in splits):
-        raise DataError(
-            f"target is constant in all clips of a fold's training part ({len(np.unique(clip))} clips, {folds} folds): "
-            "must vary; use more clips, or more folds"
-        )
+        holds = np.zeros((len(names), y.max() + 1), bool)
+        holds[number, y] = True
+        rarest = np.where(holds, holds.sum(0), len(names) + 1).argmin(1)
+        order = order[np.argsort(rarest[order], kind="stable")]
+    fold = np.full(len(names), -1)
+    fold[order] = np.arange(len(order)) % folds
+    held = [fold[number] == i for i in range(folds)]
+    splits = [(np.flatnonzero(~test), np.flatnonzero(test)) for test in held]
+    if any((y[train].max(0) == y[train].min(0)).all() for train, _ in splits):
+        raise ProbeError("target is constant in what a fold is fitted on: must vary; use more data, or more folds")
     return splits
 
 
 def _inner_splits(y: np.ndarray, clip: np.ndarray, seed: int) -> list[Split]:
-    """Folds of a training part, by clip: 3, or as many as so few samples allow."""
-    largest = np.bincount(y).max() if y.ndim == 1 else len(y)
-    return _splits(y, clip, int(min(INNER_FOLDS, len(np.unique(clip)), largest)), seed)
+    """Folds of a training part, by clip: 3, or 2 of two clips."""
+    return _splits(y, clip, np.ones(len(y), bool), min(INNER_FOLDS, len(np.unique(clip))), seed)
 
 
 def _fit_linear(x: np.ndarray, y: np.ndarray, clip: np.ndarray, seed: int) -> Predict:
@@ -266,19 +296,21 @@ def _held_loss(model: MLPClassifier | MLPRegressor, x: np.ndarray, y: np.ndarray
     return float(-np.log(np.maximum(share, 1e-12)).mean())
 
 
-def _recall(y: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> float:
-    """Mean over the classes among the rows of the share of right answers."""
-    right = y[rows] == predicted[rows]
-    return float(np.mean([right[y[rows] == k].mean() for k in np.unique(y[rows])]))
+def _recall(y: np.ndarray, predicted: np.ndarray) -> float:
+    """Mean over the classes that occur of the share of right answers; NaN of no sample."""
+    of_class, right = np.bincount(y), np.bincount(y, y == predicted)
+    return float((right[of_class > 0] / of_class[of_class > 0]).mean()) if len(y) else float("nan")
 
 
 def _score_recall(model, x: np.ndarray, y: np.ndarray) -> float:
-    return _recall(y, model.predict(x), np.arange(len(y)))
+    return _recall(y, model.predict(x))
 
 
-def _r2(y: np.ndarray, predicted: np.ndarray, rows: np.ndarray, variance: np.ndarray) -> float:
-    """1 - squared error of the rows / variance of all samples judged, mean over the outputs."""
-    return float((1 - np.square(y[rows] - predicted[rows]).mean(0) / variance).mean())
+def _r2(y: np.ndarray, predicted: np.ndarray) -> float:
+    """1 - squared error / variance, mean over the outputs; NaN of no sample, or of a constant output."""
+    if not len(y) or (y.max(0) == y.min(0)).any():
+        return float("nan")
+    return float((1 - np.square(y - predicted).mean(0) / y.var(0)).mean())
 
 
 def pca_difference_features(
@@ -288,88 +320,51 @@ def pca_difference_features(
     return pca.encode(x - first).double().cpu().numpy()
 
 
-# --- gains ---
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Mean gain over a floor: the mean over clips of the mean over each clip's samples.
-
-    Args:
-        db: 10 log10(floor's error / model's error) in dB, above 0 where the model is better; the difference in PSNR.
-        error: Standard error over clips in dB; NaN for one clip.
-        share: Clips with a gain above 0, as a share.
-        n_groups: Clips.
-    """
-
-    db: float
-    error: float
-    share: float
-    n_groups: int
-
-
-def gain_db(mse_model: Numbers, mse_floor: Numbers, groups: Whole) -> Gain:
-    """Gain of a model over a floor on the same samples; errors below 1e-10 count as 1e-10.
-
-    Args:
-        mse_model, mse_floor: Mean squared error of each sample (n,).
-        groups: Clip of each sample.
-    """
-    model = array_of(mse_model).astype(float)
-    floor, clip = matching("mse_floor", mse_floor, len(model)), matching("groups", groups, len(model))
-    if not all((values >= 0).all() for values in (model, floor)):  # also true of NaN
-        raise DataError("mse of a sample is below 0 or not a number: must be a squared error; check the predictions")
-    gain = 10 * np.log10(np.maximum(floor, LEAST_MSE) / np.maximum(model, LEAST_MSE))
-    of_clip = pd.Series(gain).groupby(clip).mean()
-    return Gain(float(of_clip.mean()), float(of_clip.sem()), float((of_clip > 0).mean()), len(of_clip))
-
-
 # --- sentences ---
 
 
 def probe_sentence(result: ProbeResult, features: str = "the codes", target: str = "the action") -> str:
-    """The score beside chance, with the range of the folds.
+    """The score beside chance, with its 95 % interval: Student's t, standard error by the jackknife over clips.
 
-    Above or below chance needs a 95 % interval of Student's t over the folds that leaves chance out.
+    Above or below chance needs that interval to leave chance out.
     """
-    beyond, half = result.score - result.chance, t.ppf(0.975, len(result.per_fold) - 1) * result.error
-    word = "above chance" if beyond > half else "below chance" if beyond < -half else "not distinguishable from chance"
     name = "an MLP" if result.kind == "mlp" else "a linear"
     times = f", {result.score / result.chance:.1f} times chance" if result.chance else ""
     numbers = f"{result.figure} {result.score:.2f} against {result.chance:.3g}{times}"
-    folds = f"{min(result.per_fold):.2f} to {max(result.per_fold):.2f} over {len(result.per_fold)} folds"
-    return f"{name} probe from {features} to {target} is {word}: {numbers} ({folds} of {result.n_groups} clips)"
+    name, half = f"{name} probe from {features} to {target}", _reach(result.without)
+    if np.isnan(half):
+        return f"{name} cannot be told from chance on so few {result.unit} ({result.n_groups}): {numbers}"
+    beyond = result.score - result.chance
+    word = "above chance" if beyond > half else "below chance" if beyond < -half else "not distinguishable from chance"
+    interval = f"{result.score - half:.2f} to {result.score + half:.2f}: 95 % over {result.n_groups} {result.unit}"
+    return f"{name} is {word}: {numbers} ({interval})"
 
 
 def advantage_sentence(one: ProbeResult, other: ProbeResult, names: tuple[str, str]) -> str:
-    """Whether a probe from one kind of features tells more than from another, on the same folds.
+    """Whether a probe from one kind of features tells more than from another, judged on the same clips.
 
-    "More" and "less" need a 95 % interval of Student's t over the folds' differences that leaves 0 out.
+    "More" and "less" need a 95 % interval of the difference of the two scores that leaves 0 out (Student's t, standard
+    error by the jackknife over clips, which leaves the same clip out of both), and that the better one is above chance.
+
+    Raises:
+        ValueError: the two are not judged on equally many clips.
     """
-    difference = np.subtract(one.per_fold, other.per_fold)
-    half = t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / np.sqrt(len(difference))
-    mean = difference.mean()
-    word = "tells more than" if mean > half else "tells less than" if mean < -half else "is not distinguishable from"
-    scores = f"{one.figure} {one.score:.2f} against {other.score:.2f}"
-    interval = f"{mean:+.2f} ± {half:.2f} (95 % over {len(difference)} folds)"
-    return f"{names[0]} {word} {names[1]}: {scores}, difference {interval}"
+    if one.n_groups != other.n_groups:
+        raise ValueError(f"{one.n_groups} and {other.n_groups} {one.unit} are judged: must be the same ones")
+    half = _reach(np.subtract(one.without, other.without))
+    scores = f"{one.figure} {one.score:.3f} against {other.score:.3f}"
+    if np.isnan(half):
+        return f"{names[0]} and {names[1]} cannot be told apart on so few {one.unit} ({one.n_groups}): {scores}"
+    difference, best = one.score - other.score, max(one, other, key=lambda result: result.score)
+    said = f"{names[0]} tells {'more' if difference > 0 else 'less'} than {names[1]}"
+    if abs(difference) <= half:
+        said = f"{names[0]} is not distinguishable from {names[1]}"
+    elif best.score - best.chance <= _reach(best.without):
+        said = f"neither {names[0]} nor {names[1]} is above chance"
+    shown = round(one.score, 3) - round(other.score, 3)  # of the scores as they stand there
+    return f"{said}: {scores}, difference {shown:+.3f} ± {half:.3f} (95 % over {one.n_groups} {one.unit})"
 
 
-def gain_sentence(gains: Mapping[int, Gain], model: str = "LAQ", floor: str = "copy-frame") -> str:
-    """ "LAQ beats copy-frame by 2.1 dB (3 of 3 seeds)": the mean over training seeds and the seeds that agree.
-
-    The number of clips follows. A seed is for or against the model where a 95 % interval of Student's t over its clips
-    leaves 0 out; the sentence needs more than half of the seeds for either, and a mean gain of that sign.
-    """
-    mean, clips = float(np.mean([gain.db for gain in gains.values()])), min(gain.n_groups for gain in gains.values())
-    reach = {seed: t.ppf(0.975, gain.n_groups - 1) * gain.error for seed, gain in gains.items() if gain.n_groups > 1}
-    won = sum(gains[seed].db > half for seed, half in reach.items())
-    lost = sum(gains[seed].db < -half for seed, half in reach.items())
-    if clips < 2:
-        return f"{model} against {floor} cannot be decided on one clip: {mean:+.1f} dB ({len(gains)} seeds)"
-    if mean > 0 and 2 * won > len(gains):
-        return f"{model} beats {floor} by {mean:.1f} dB ({won} of {len(gains)} seeds; {clips} clips)"
-    if mean < 0 and 2 * lost > len(gains):
-        return f"{model} falls short of {floor} by {-mean:.1f} dB ({lost} of {len(gains)} seeds; {clips} clips)"
-    ahead = f"(ahead in {won} of {len(gains)} seeds; {clips} clips)"
-    return f"{model} is not distinguishable from {floor}: {mean:+.1f} dB {ahead}"
+def _reach(without: Sequence[float] | np.ndarray) -> float:
+    """Half of the 95 % interval of a figure; NaN where nothing is known of it."""
+    return float(t.ppf(0.975, len(without) - 1)) * jackknife_error(without)

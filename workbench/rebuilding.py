@@ -1,8 +1,7 @@
 """Networks rebuilt from latents, and what is left of their weights beside floors and noise of equal size.
 
 Weights are flat, in their own unit, one row per network, 0 behind a network's last weight. Every floor is fitted on
-training networks alone, for each architecture by itself. Networks of one training run resemble each other, so the run
-is the unit of every uncertainty.
+training networks alone. Networks of one training run resemble each other, so the run is the unit of every uncertainty.
 
 Source: Efron & Tibshirani 1993, An introduction to the bootstrap, chapter 11 (jackknife).
 """
@@ -105,13 +104,13 @@ def matched(
         if not len(of_train):
             raise DataError(
                 f"architecture {architecture.name!r} has {len(rows)} networks to rebuild and none among the training "
-                "networks: needs at least 1; leave these networks out, or change split_seed"
+                "networks: needs at least 1; leave these networks out, raise train_samples, or change split_seed"
             )
         yield architecture, rows, of_train
 
 
 def weight_pca(weights: Float[Tensor, "n d"], n_components: int) -> PCA:
-    """Principal components of networks of one architecture, exact, from the inner products of the networks.
+    """Principal components of networks, exact, from the inner products of the networks.
 
     Args:
         weights: At least 1 network; the time grows as the cube of their number.
@@ -126,27 +125,56 @@ def weight_pca(weights: Float[Tensor, "n d"], n_components: int) -> PCA:
     return PCA(mean.to(weights), components.T.to(weights), variance.to(weights), last_gain=0.0)
 
 
-def floors(train: Networks, networks: Networks, n_components: int) -> dict[str, Float[Tensor, "n d"]]:
-    """Reconstructions without a model: the mean training network of the architecture, and its PCA.
+def floors(data: Weights, train: Networks, networks: Networks, n_components: int) -> dict[str, Float[Tensor, "n d"]]:
+    """Reconstructions without a model: the mean training network of the architecture, and PCA.
+
+    PCA of all training networks together is what a latent of as many numbers is compared with: it sees what the model
+    sees, scaled and with padding of 0, and adds to the mean of each network's architecture, as in notebook 02. Where
+    there are several architectures, that of each by itself, in the weights' own unit, stands beside it; it has more
+    numbers at its disposal, as many for every architecture.
 
     Args:
-        train: What they are fitted on.
+        data: Whose networks they are, for their scaling.
+        train: What the floors are fitted on.
         networks: What is rebuilt.
         n_components: As many as the latent has dimensions; at most one less than there are training networks.
 
     Returns:
-        `mean network` and `PCA-k`, the components that were had; as `PCA-64/59` where architectures differ in them.
+        `mean network` and `PCA-k`, k the components that were had; where training networks are of several
+        architectures, also `PCA-k per architecture`, as `PCA-64/59 per architecture` where these differ in k.
 
     Raises:
         DataError: an architecture without a training network.
     """
-    mean, projected, sizes = torch.zeros_like(networks.weights), torch.zeros_like(networks.weights), []
-    for architecture, rows, of_train in matched(train, networks):
-        pca = weight_pca(train.weights[of_train, : architecture.size], n_components)
-        mean[rows, : architecture.size] = pca.mean
-        projected[rows, : architecture.size] = pca.reconstruct(networks.weights[rows, : architecture.size])
-        sizes.append(len(pca.components))
-    return {MEAN: mean, f"PCA-{'/'.join(map(str, dict.fromkeys(sizes)))}": projected}
+    found = {MEAN: mean_network(train, networks)}
+    rest = []
+    for part, mean in ((train, mean_network(train, train)), (networks, found[MEAN])):
+        number = torch.from_numpy(part.architecture)
+        rest.append(data.normalize(part.weights, number) - data.normalize(mean, number))
+    pca = weight_pca(rest[0], n_components)
+    scaled = pca.reconstruct(rest[1]) + data.normalize(found[MEAN], number)
+    found[f"PCA-{len(pca.components)}"] = data.denormalize(scaled, number)
+    if len(np.unique(train.architecture)) > 1:
+        single, sizes = torch.zeros_like(networks.weights), []
+        for architecture, rows, of_train in matched(train, networks):
+            span = slice(architecture.size)
+            pca = weight_pca(train.weights[of_train, span], n_components)
+            single[rows, span] = pca.reconstruct(networks.weights[rows, span])
+            sizes.append(len(pca.components))
+        found[f"PCA-{'/'.join(map(str, dict.fromkeys(sizes)))} per architecture"] = single
+    return found
+
+
+def mean_network(train: Networks, networks: Networks) -> Float[Tensor, "n d"]:
+    """For each network the mean of the training networks of its architecture.
+
+    Raises:
+        DataError: an architecture without a training network.
+    """
+    mean = torch.zeros_like(networks.weights)
+    for _, rows, of_train in matched(train, networks):
+        mean[rows] = train.weights[of_train].mean(0)
+    return mean
 
 
 def spans(layers: Sequence[LayerInfo]) -> list[slice]:
@@ -247,9 +275,54 @@ def r2_sentence(networks: Networks, methods: Methods, one: str, other: str) -> s
     numbers = f"R² {scores[0]:.3f} against {scores[1]:.3f}"
     if n < 2:
         return f"{one} and {other} cannot be told apart on one run: {numbers}"
-    difference, half = scores[0] - scores[1], t.ppf(0.975, n - 1) * error
+    difference, half = scores[0] - scores[1], _quantile(n) * error
     word = "more" if difference > half else "less" if difference < -half else "not distinguishably more or less"
     return (
         f"{one} explains {word} of the weights than {other}: {numbers}, difference {difference:+.3f} ± {half:.3f} "
         f"(95 % over {n} runs, {len(networks)} networks); one training seed"
     )
+
+
+def split_r2(
+    train: Networks, rebuilt_train: Float[Tensor, "t d"], test: Networks, rebuilt_test: Float[Tensor, "n d"]
+) -> pd.DataFrame:
+    """R² of a model on the networks it was trained on beside that on held-out ones, as `layer_r2` of all layers.
+
+    Where the first is far above the second, the model has learnt its networks rather than what networks have in common.
+
+    Args:
+        rebuilt_train, rebuilt_test: What the model makes of the networks.
+
+    Returns:
+        Index `training` and `held-out`; columns r2, half (of its 95 % interval, Student's t over runs; NaN of one run),
+        networks, runs. The mean network is that of the training networks in both.
+    """
+    rows = {}
+    for name, networks, x_hat in (("training", train, rebuilt_train), ("held-out", test, rebuilt_test)):
+        found = layer_r2(networks, {"model": x_hat, MEAN: mean_network(train, networks)})
+        last = found[found["method"] == "model"].iloc[-1]
+        half = _quantile(int(last["runs"])) * last["r2_se"]
+        rows[name] = {"r2": last["r2"], "half": half, "networks": len(networks), "runs": last["runs"]}
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"networks": int, "runs": int})
+
+
+def split_sentence(table: pd.DataFrame, method: str) -> str:
+    """Whether a model rebuilds its training networks better than held-out ones, from `split_r2`, with its numbers.
+
+    "Better" and "worse" need 95 % intervals that, as independent ones, leave a difference of 0 out.
+    """
+    numbers = ", ".join(
+        f"R² {row.r2:.3f} ± {row.half:.3f} on {row.networks} {row.Index} networks ({row.runs} runs)"
+        for row in table.itertuples()
+    )
+    if table["half"].isna().any():
+        return f"whether {method} rebuilds its training networks better than held-out ones needs 2 runs: {numbers}"
+    gap = table.loc["training", "r2"] - table.loc["held-out", "r2"]
+    half = float(np.hypot(*table["half"]))
+    word = "better than" if gap > half else "worse than" if gap < -half else "not distinguishably better or worse than"
+    return f"{method} rebuilds its training networks {word} held-out ones: {numbers}; 95 % over runs"
+
+
+def _quantile(runs: int) -> float:
+    """Of Student's t, for a 95 % interval over runs; NaN of one."""
+    return float(t.ppf(0.975, runs - 1)) if runs > 1 else float("nan")

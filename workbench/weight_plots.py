@@ -100,15 +100,22 @@ def heat_pixels(x: Weights, limit: int | float | None = None) -> UInt8[np.ndarra
 
 
 def accuracy_scatter(
-    original: Values, rebuilt: dict[str, Values], controls: Sequence[str] = (), label: str = ACCURACY_LABEL
+    original: Values,
+    rebuilt: dict[str, Values],
+    controls: Sequence[str] = (),
+    label: str = ACCURACY_LABEL,
+    title: str = "",
 ) -> Figure:
     """Accuracy of rebuilt networks over that of their originals, each a mark; on the dotted line nothing is lost.
+
+    Colours go to the methods in their order, then to the controls: as in `layer_bars`, which has no controls.
 
     Args:
         original: Accuracy of each network.
         rebuilt: That of what each method makes of it, by method.
         controls: Methods drawn with hollow marks, such as the mean network or noise of the same size.
         label: What the figure is, with its unit.
+        title: Above the axes, such as the run.
 
     Raises:
         ValueError: A control that is no method, or accuracies that are not one per network.
@@ -119,7 +126,9 @@ def accuracy_scatter(
     x = _array(original)
     fig = new_figure(6.8, 5)
     ax = fig.subplots()
-    for i, (name, values) in enumerate(rebuilt.items()):
+    places = [name for name in rebuilt if name not in controls] + list(controls)
+    for name, values in rebuilt.items():
+        i = places.index(name)
         y, colour = _array(values), PALETTE[i % len(PALETTE)]
         if y.shape != x.shape:
             raise ValueError(f"{name!r} has accuracies of shape {y.shape}, the originals {x.shape}: must be the same")
@@ -128,18 +137,22 @@ def accuracy_scatter(
         ax.scatter(x, y, s=22, marker=marker, edgecolors=[colour], alpha=0.8, label=name, **look)
     ax.plot([x.min(), x.max()], [x.min(), x.max()], color="black", ls=":", lw=1.2, label="as the original")
     ax.set(xlabel=f"original network: {label}", ylabel=f"rebuilt network: {label}")
+    _head(ax, title)
     ax.grid(alpha=0.3)
     fig.legend(loc="outside right upper")
     return fig
 
 
-def path_lines(t: Values, curves: dict[str, Float[np.ndarray, "p t"]], label: str = ACCURACY_LABEL) -> Figure:
+def path_lines(
+    t: Values, curves: dict[str, Float[np.ndarray, "p t"]], label: str = ACCURACY_LABEL, title: str = ""
+) -> Figure:
     """A figure of networks along paths between two of them: mean over pairs as a line, quartiles as a band.
 
     Args:
         t: Position on the path, from 0 to 1.
         curves: One row per pair of networks, by kind of path.
         label: What the figure is, with its unit.
+        title: Above the axes, such as the run.
 
     Raises:
         ValueError: Curves with another number of positions.
@@ -155,32 +168,37 @@ def path_lines(t: Values, curves: dict[str, Float[np.ndarray, "p t"]], label: st
         marker = MARKERS[i % len(MARKERS)]
         ax.plot(positions, values.mean(0), color=colour, ls=style, marker=marker, ms=4, lw=1.8, label=name)
     ax.set(xlabel="position on the path from network A (0) to network B (1)", ylabel=label)
+    _head(ax, title)
     ax.grid(alpha=0.3)
     fig.legend(loc="outside right upper", title="mean; band: quartiles")
     return fig
 
 
-def layer_bars(table: pd.DataFrame, label: str = "R² of the weights [1: exact]") -> Figure:
+def layer_bars(table: pd.DataFrame, label: str = "R² of the weights [1: exact]", title: str = "") -> Figure:
     """Bars of R² by layer and method; 0 is the mean network, and bars below -1 are cut there with their value.
 
     Args:
         table: One row per layer, one column per method.
         label: What the figure is.
+        title: Above the axes, such as the run and the architecture.
     """
-    fig = _bars(table, None, label)
+    fig = _bars(table, None, label, title)
     fig.axes[0].axhline(0, color="black", lw=1.2, label="mean network")
     fig.axes[0].set_xlabel("layer")
     fig.legend(loc="outside right upper")
     return fig
 
 
-def property_bars(table: pd.DataFrame, label: str = "R² on networks not fitted on [1: exact]") -> Figure:
+def property_bars(
+    table: pd.DataFrame, label: str = "R² on networks not fitted on [1: exact]", title: str = ""
+) -> Figure:
     """Bars of how well features tell properties of networks, with standard errors; 0 is the mean of the property.
 
     Args:
         table: Columns target, features, score and error, as those of `probes.probe_table`, with one row for each pair
             of target and features.
         label: What the score is.
+        title: Above the axes, such as the run and the architecture.
 
     Raises:
         ValueError: A column is missing, or a pair is there twice.
@@ -196,14 +214,14 @@ def property_bars(table: pd.DataFrame, label: str = "R² on networks not fitted 
     score, error = (
         table.pivot(index="target", columns="features", values=column).reindex(**order) for column in ("score", "error")
     )
-    fig = _bars(score, error, label)
+    fig = _bars(score, error, label, title)
     fig.axes[0].axhline(0, color="black", lw=1.2, label="mean of the property")
     fig.axes[0].set_xlabel("property")
     fig.legend(loc="outside right upper", title="features")
     return fig
 
 
-def _bars(values: pd.DataFrame, errors: pd.DataFrame | None, label: str) -> Figure:
+def _bars(values: pd.DataFrame, errors: pd.DataFrame | None, label: str, title: str) -> Figure:
     """A group of bars for each row, with one bar for each column."""
     n_groups, n_bars = values.shape
     fig = new_figure(float(np.clip(0.28 * n_groups * (n_bars + 1) + 3, 6.5, 14)), 4)
@@ -225,7 +243,13 @@ def _bars(values: pd.DataFrame, errors: pd.DataFrame | None, label: str) -> Figu
     ax.set_ylabel(label)
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)
+    _head(ax, title)
     return fig
+
+
+def _head(ax: Axes, title: str) -> None:
+    """The title of a figure, at the left above its axes."""
+    ax.set_title(title, fontsize=10, loc="left")
 
 
 def _name_layers(ax: Axes, layers: Sequence[tuple[str, int]]) -> None:

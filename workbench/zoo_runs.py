@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from workbench.comparison import encode_split
 from workbench.datasets.opening import open_data
 from workbench.datasets.weights import Weights
-from workbench.datasets.zoo_networks import runnable
+from workbench.datasets.zoo_networks import NETWORKS, runnable
 from workbench.provenance import check_same_data
-from workbench.rebuilding import Methods, Networks, collect, equal_noise, floors, rebuild
+from workbench.rebuilding import MEAN, Methods, Networks, collect, equal_noise, floors, rebuild
 from workbench.runs import load_run
 
 NOISE = "noise of equal size"
@@ -29,8 +29,9 @@ class ZooRun:
         data: What it was trained on.
         train, test: Training networks, and held-out ones.
         z_train, z_test: Their latents, posterior means.
-        methods: Held-out networks rebuilt: by the VAE, by PCA of as many components, by the mean training network; and
-            themselves with noise of the size of the VAE's error.
+        rebuilt_train: Training networks rebuilt by the VAE.
+        methods: Held-out networks rebuilt: by the VAE, and by the floors (`rebuilding.floors`: the mean training
+            network, PCA of as many components); and themselves with noise of the size of the VAE's error.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class ZooRun:
     test: Networks
     z_train: Float[Tensor, "t k"]
     z_test: Float[Tensor, "n k"]
+    rebuilt_train: Float[Tensor, "t d"]
     methods: Methods
 
     @property
@@ -47,15 +49,34 @@ class ZooRun:
         return next(iter(self.methods))
 
     @property
+    def floors(self) -> list[str]:
+        """Names of the mean network and of every PCA among the methods."""
+        return [name for name in self.methods if name not in (self.vae, NOISE)]
+
+    @property
     def pca(self) -> str:
-        """Name of the PCA among the methods."""
-        return next(name for name in self.methods if name.startswith("PCA-"))
+        """Name of the PCA of all architectures together, which has as many numbers as the latent."""
+        return next(name for name in self.floors if name != MEAN)
 
     @property
     def runs_here(self) -> bool:
         """Whether all networks are of the embedded architectures, trained on digits."""
-        known = all(runnable({layer.name: layer.shape for layer in a.layers}) for a in self.data.architectures)
-        return known and ("dataset" not in self.test.table or set(self.test.table["dataset"]) == {DIGITS})
+        return not self.why_not
+
+    @property
+    def why_not(self) -> str:
+        """Why the networks cannot be run here: one architecture or dataset among them is another; empty where they can.
+
+        The whole zoo is left out then, as figures over a part of its networks would not be its figures.
+        """
+        for architecture in self.data.architectures:
+            layers = {layer.name: layer.shape for layer in architecture.layers}
+            if runnable(layers) is None:
+                return f"its architecture {architecture.name!r} is none of digits-zoo ({', '.join(NETWORKS)})"
+        known = self.data.rows
+        named = known["dataset"].fillna("unknown data").astype(str) if "dataset" in known else []
+        others = sorted(set(named) - {DIGITS})
+        return f"its networks were trained on {', '.join(others)}, not on {DIGITS}" if others else ""
 
 
 def open_zoo_run(
@@ -68,7 +89,7 @@ def open_zoo_run(
     seed: int = 0,
     checkpoint: str = "final",
 ) -> ZooRun:
-    """Load a run, encode its networks, and rebuild the held-out ones.
+    """Load a run, encode its networks, and rebuild them.
 
     Args:
         path: Run folder of a `weight_autoencoder`.
@@ -92,7 +113,9 @@ def open_zoo_run(
     sets = (data.split("train").subset(train_samples, seed), data.split(split).subset(eval_samples, seed))
     train, test = (collect(part) for part in sets)
     z_train, z_test = (encode_split(model, part, batch_size).mu for part in sets)
-    methods = {f"VAE-{z_test.shape[1]}": rebuild(model, data, z_test, test.architecture, batch_size)}
-    noise = equal_noise(test, next(iter(methods.values())), seed)
-    methods |= floors(train, test, z_test.shape[1]) | {NOISE: noise}
-    return ZooRun(model, data, train, test, z_train, z_test, methods)
+    rebuilt = [
+        rebuild(model, data, z, networks.architecture, batch_size) for z, networks in ((z_train, train), (z_test, test))
+    ]
+    k = z_test.shape[1]
+    methods = {f"VAE-{k}": rebuilt[1]} | floors(data, train, test, k) | {NOISE: equal_noise(test, rebuilt[1], seed)}
+    return ZooRun(model, data, train, test, z_train, z_test, rebuilt[0], methods)
