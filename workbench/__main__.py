@@ -32,7 +32,11 @@ def parser() -> argparse.ArgumentParser:
     zoo.add_argument("source", type=Path, help="folder of .pt files, or the one that holds it as weights/")
     zoo.add_argument("--out", type=Path, required=True, help="a new folder")
     zoo.add_argument(
-        "--classes", nargs="+", required=True, metavar="package.module.Name", help="modules whose code may be run"
+        "--classes",
+        nargs="+",
+        required=True,
+        metavar="package.module.Name",
+        help="modules whose code may be run; a class that files call otherwise as __main__.Net=package.module.Net",
     )
     commands.add_parser("doctor", help="check what is installed, and say what to do about what is missing")
     return top

@@ -36,7 +36,7 @@ def run(state: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("units", [1, 3, 24, 64])  # 3: as many as outputs, so that shapes alone do not tell biases
+@pytest.mark.parametrize("units", [1, 7, 24, 64])  # 7: as many as inputs
 def test_a_permutation_is_undone_exactly(units, bias):
     reference = linear_pair(units=units, bias=bias)
     order = torch.randperm(units, generator=torch.Generator().manual_seed(1)).tolist()
@@ -96,15 +96,17 @@ def test_aligning_twice_is_aligning_once(seed):
     "shapes",
     [
         {},
-        {"w": (5, 7)},
-        {"a": (5, 7), "b": (5, 5), "c": (3, 5)},
-        {"a": (8, 1, 3, 3), "a_bias": (8,), "b": (3, 8)},
-        {"a": (5, 7), "b": (3, 6)},
-        {"a": (5, 7), "norm": (5,), "norm_bias": (5,), "b": (3, 5)},
-        {"a": (5, 7), "a_bias": (4,), "b": (3, 5)},
-        {"a": (5, 7), "b": (3, 5), "b_bias": (5,)},
-        {"a_bias": (5,), "a": (5, 7), "b": (3, 5)},
-        {"a": (5, 7), "b": (3, 5), "count": ()},
+        {"a.weight": (5, 7)},
+        {"a.weight": (5, 7), "b.weight": (5, 5), "c.weight": (3, 5)},
+        {"a.weight": (8, 1, 3, 3), "a.bias": (8,), "b.weight": (3, 8)},
+        {"a.weight": (5, 7), "b.weight": (3, 6)},
+        {"a.weight": (5, 7), "norm.weight": (5,), "norm.bias": (5,), "b.weight": (3, 5)},
+        {"a.weight": (5, 7), "a.bias": (4,), "b.weight": (3, 5)},
+        {"a.weight": (5, 7), "b.weight": (3, 5), "b.bias": (5,)},
+        {"a.weight": (5, 7), "b.weight": (3, 5), "c.bias": (3,)},
+        {"a.weight": (5, 7), "b.weight": (3, 5), "count": ()},
+        {"weight_ih_l0": (5, 7), "weight_hh_l0": (5, 5)},
+        {"in_proj_weight": (15, 5), "out_proj.weight": (5, 5)},
     ],
 )
 def test_other_layers_are_refused(shapes):
@@ -113,9 +115,33 @@ def test_other_layers_are_refused(shapes):
         align(state, state)
 
 
+@pytest.mark.parametrize("order", [sorted, reversed])
+def test_layers_are_told_by_names_and_shapes_in_any_order(order):
+    state, reference = linear_pair(seed=1), linear_pair(seed=2)
+    expected, names = align(state, reference), list(order(state))
+    aligned = align({name: state[name] for name in names}, {name: reference[name] for name in names})
+    assert list(aligned) == names and not torch.equal(expected["0.weight"], state["0.weight"])
+    assert all(torch.equal(aligned[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ((5, 5), (5, 5), "either could be applied first"),
+        ((5, 3), (3, 5), "either could be applied first"),
+        ((5, 3), (5, 5), "b.weight is square and could be recurrent"),
+    ],
+)
+def test_layers_of_which_shapes_do_not_tell_the_first_are_refused(first, second, reason):
+    state = {"a.weight": torch.ones(first), "b.weight": torch.ones(second)}
+    for names in (state, reversed(state)):
+        with pytest.raises(DataError, match=rf"^layers .*: {reason}, which shapes alone do not tell, .*; set align to"):
+            align({name: state[name] for name in names}, state)
+
+
 def test_the_message_names_the_layers():
-    with pytest.raises(DataError, match=r"^layers a \(5, 7\), b \(3, 6\): only two"):
-        align({"a": torch.ones(5, 7), "b": torch.ones(3, 6)}, linear_pair())
+    with pytest.raises(DataError, match=r"^layers a.weight \(5, 7\), b.weight \(3, 6\): only two"):
+        align({"a.weight": torch.ones(5, 7), "b.weight": torch.ones(3, 6)}, linear_pair())
 
 
 def test_integer_weights_are_refused():

@@ -19,6 +19,7 @@ from workbench.datasets.digits_zoo import (
     train,
     write_digits_zoo,
 )
+from workbench.datasets.frames import DataError
 from workbench.datasets.zoo_networks import NETWORKS, accuracy, digits, layer_shapes, logits, runnable
 
 TINY = {"runs": 4, "epochs": (1, 3)}
@@ -100,6 +101,15 @@ def test_one_family_starts_from_one_network_and_the_other_from_many(architecture
         assert 0.8 < reach <= 1 + 1e-6
 
 
+def test_no_two_runs_start_from_the_same_weights_but_in_the_family_shared():
+    """Seeds are filled up with zeros: number 0 of a family must not be what all of the other start from."""
+    for architecture in NETWORKS:
+        starts = [
+            draw_start(architecture, family, n)["output.weight"] for family, n in (("shared", 1), (FAMILIES[1], 9))
+        ]
+        assert len(torch.cat(starts).flatten(1).unique(dim=0)) == 10
+
+
 # Training
 
 
@@ -131,7 +141,7 @@ def test_files_and_entries(tiny):
     names = {f"weights/{family}_{architecture}.pt" for family in FAMILIES for architecture in NETWORKS}
     assert read_bytes(tiny).keys() == {"digits-zoo.json"} | names
     manifest = json.loads((tiny / "digits-zoo.json").read_text())
-    assert manifest == {"generator": "digits-zoo", "version": 1, "seed": 0, "runs": 4, "epochs": [1, 3]}
+    assert manifest == {"generator": "digits-zoo", "version": 2, "seed": 0, "runs": 4, "epochs": [1, 3]}
     assert [path.name for path in tiny.parent.iterdir()] == ["digits-zoo"]
     for (family, architecture), entries in read_zoo(tiny).items():
         runs = [f"{family}-{architecture}-{i:03d}" for i in range(2) for _ in range(2)]
@@ -222,6 +232,13 @@ def test_what_a_killed_run_left_is_written_again_and_foreign_files_are_kept(tmp_
     with pytest.raises(FileExistsError, match=r"mine\.pt.*move it away"):
         write_digits_zoo(tmp_path / "zoo", runs=2, epochs=(1,))
     assert (partial / "mine.pt").read_bytes() == b"mine"
+
+
+def test_a_file_of_weights_that_is_gone_is_noticed(tmp_path):
+    folder = write_digits_zoo(tmp_path / "zoo", runs=2, epochs=(1,))
+    (folder / "weights" / "shared_cnn.pt").unlink()
+    with pytest.raises(DataError, match="weights lacks shared_cnn.pt: delete .*zoo, and it is trained again"):
+        write_digits_zoo(folder, runs=2, epochs=(1,))
 
 
 @pytest.mark.parametrize(

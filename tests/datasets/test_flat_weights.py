@@ -52,6 +52,12 @@ def test_layers_laid_out_otherwise_in_memory_are_read_in_their_logical_order():
     assert flat.tolist() == [*range(24), 1, 0, 0, 1]
 
 
+def test_small_expanded_tensors_and_views_of_one_memory_are_read():
+    tied = torch.arange(6.0)
+    flat, _, _ = flatten({"a": torch.ones(1).expand(3), "b": tied, "c": tied.view(2, 3).T})
+    assert flat.tolist() == [1, 1, 1, *range(6), 0, 3, 1, 4, 2, 5]
+
+
 def test_rows_become_copies_through_which_gradients_flow():
     flat, layers, aside = flatten(convnet().state_dict())
     x_hat = torch.stack([flat, 2 * flat]).requires_grad_()
@@ -85,7 +91,16 @@ def test_weights_of_another_dtype_become_that_of_the_layers():
             {"w": torch.zeros(2).to_sparse()},
             "entry 'w' of the state dict is torch.sparse_coo of torch.float32: must be",
         ),
-        ({"w": torch.zeros(2, dtype=torch.complex64)}, "entry 'w' .* of torch.complex64: must be dense and of real"),
+        ({"w": torch.zeros(2, dtype=torch.complex64)}, "entry 'w' .* of torch.complex64: must be a dense tensor that"),
+        ({"w": torch.zeros(2, device="meta")}, "entry 'w' of the state dict is meta of torch.float32: must be a dense"),
+        (
+            {"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
+            "entry 'w' of the state dict is nested of torch.float32: must be a dense tensor that holds numbers of",
+        ),
+        (
+            {"w": torch.ones(1).expand(10**13)},
+            "entry 'w' of the state dict has 10000000000000 elements and memory of 1: is expanded; save tensor.contig",
+        ),
         (
             {"a": torch.zeros(1), "b": torch.zeros(1).double(), "c": torch.zeros(1)},
             "differ in dtype: 'a' is float32, 'b' is float64; convert all to one",

@@ -206,9 +206,9 @@ def test_a_constant_layer_keeps_its_unit(source):
 
 
 def test_moments_do_not_depend_on_how_many_networks_are_read_at_once(source, monkeypatch):
-    whole = opened(source, cache_dir=str(source / "a")).statistics()
+    whole = opened(source, cache_dir=str(source.parent / "a")).statistics()
     monkeypatch.setattr(weight_scaling, "CHUNK_BYTES", 8 * 68 * 3)
-    in_parts = opened(source, cache_dir=str(source / "b")).statistics()
+    in_parts = opened(source, cache_dir=str(source.parent / "b")).statistics()
     assert all(torch.allclose(in_parts[name], value, atol=1e-7) for name, value in whole.items())
 
 
@@ -310,7 +310,8 @@ def test_what_cannot_be_chosen_is_refused(source, values, message):
         ({"where": ["epoch"]}, "where='epoch': must read property=value"),
         ({"where": ["=1"]}, "where='=1': must read property=value"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "must be less than 1, to leave runs"),
-        ({"weight_scale": 0.0}, "weight_scale=0.0: must be more than 0"),
+        ({"weight_scale": 0.0}, "weight_scale=0.0: must be at least 1e-06"),
+        ({"weight_scale": 1e7}, "weight_scale=10000000.0: must be at most 1e\\+06"),
         ({"normalize": "node"}, "normalize='node': must be 'none', 'global' or 'layer'"),
     ],
 )
@@ -332,6 +333,29 @@ def test_nan_in_the_property_of_a_ranking_is_refused(source):
     with pytest.raises(DataError, match="topk_by='accuracy': is NaN in 1 networks, such as 'z/0'; leave them out"):
         opened(source, topk=5)
     assert opened(source, topk=30, where=["file=many.pt"]).report["networks"] == 30
+
+
+def test_large_whole_numbers_are_ranked_as_such(tmp_path):
+    values = {"b": 2**63, "a": 0, "d": 2**64 - 1, "c": 2**64 - 1}
+    entries = [
+        ({"id": name, "seed": value}, module("linear", i).state_dict())
+        for i, (name, value) in enumerate(values.items())
+    ]
+    (tmp_path / "large").mkdir()
+    torch.save(entries, tmp_path / "large" / "a.pt")
+    for topk_by, best in (("seed", ["c", "d", "b"]), ("-seed", ["a", "b", "c"])):
+        for n in (1, 2, 3):
+            kept = opened(tmp_path / "large", topk=n, topk_by=topk_by, val_fraction=0.0, test_fraction=0.0)
+            assert set(kept.table()["id"]) == set(best[:n])
+
+
+def test_steps_without_their_run_are_refused(tmp_path):
+    (tmp_path / "steps").mkdir()
+    torch.save([({"step": i % 2}, module("linear", i).state_dict()) for i in range(6)], tmp_path / "steps" / "a.pt")
+    with pytest.raises(
+        DataError, match="property 'step', with 2 different values, and no property 'run': all steps of"
+    ):
+        opened(tmp_path / "steps")
 
 
 def test_epochs_without_their_run_are_refused_unless_one_is_chosen(source):
@@ -418,6 +442,12 @@ def test_the_zoo_of_digits_is_trained_where_no_folder_is_given(source, monkeypat
     assert asked == [weights_module.outputs_root() / "cache" / "digits-zoo"]
 
 
+def test_another_folder_in_the_place_of_the_zoo_of_digits_is_told():
+    (weights_module.outputs_root() / "cache" / "digits-zoo").mkdir(parents=True)
+    with pytest.raises(DataError, match="digits-zoo: is no digits-zoo set .*: choose another folder or move this one"):
+        open_weights(WeightsConfig())
+
+
 # figures
 
 
@@ -453,6 +483,25 @@ def test_aligned_networks_are_those_that_align_makes(tmp_path):
         torch.testing.assert_close(*outputs)
         assert row.shape == (50,) and not row[44:].any()
     assert moved == 11 and aligned.fingerprint != plain.fingerprint
+
+
+def test_orders_are_kept_in_the_cache(tmp_path, monkeypatch):
+    (tmp_path / "mlps").mkdir()
+    mlps = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)) for _ in range(12)]
+    torch.save([({}, mlp.state_dict()) for mlp in mlps], tmp_path / "mlps" / "all.pt")
+    first = opened(tmp_path / "mlps", align=True)
+
+    def refuse(*_):
+        raise AssertionError("networks were aligned again")
+
+    monkeypatch.setattr("workbench.datasets.alignment.hidden_orders", refuse)
+    assert torch.equal(opened(tmp_path / "mlps", align=True).orders, first.orders)
+    with pytest.raises(AssertionError, match="aligned again"):
+        opened(tmp_path / "mlps", align=True, where=["id=all/1", "id=all/2", "id=all/3"], val_fraction=0.0)
+    (kept,) = first.zoo.folder.glob("orders-*.npy")
+    kept.write_bytes(b"")
+    with pytest.raises(DataError, match="orders-.*npy is damaged .*: delete it, and it is computed again"):
+        opened(tmp_path / "mlps", align=True)
 
 
 def test_only_the_longest_networks_are_comparable(source):

@@ -2,6 +2,8 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,125 @@ def test_half_a_file_is_refused(folder, kind, share):
     refused(folder, rf"{path.name}: cannot be read \(.+\); if it is incomplete or damaged, copy it again, else save")
 
 
+def rewrite(path: Path, how: int, change=lambda name, data: data) -> None:
+    """The records of a .pt written again, stored or compressed."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: change(name, archive.read(name)) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+
+
+def test_compressed_records_are_read_as_they_are(folder):
+    """They cannot be mapped: what lies in the file is not what the tensors hold."""
+    expected = [state(i, inputs=100) for i in range(2)]
+    torch.save([({}, weights) for weights in expected], folder / "a.pt")
+    rewrite(folder / "a.pt", zipfile.ZIP_DEFLATED)
+    zoo = opened(folder)
+    for network, weights in enumerate(expected):
+        flat = torch.cat([tensor.flatten() for tensor in weights.values()])
+        assert torch.equal(torch.from_numpy(zoo.read([network], len(flat))[0]), flat)
+
+
+def test_a_byte_that_changed_is_noticed(folder):
+    torch.save([({}, state(0))], folder / "a.pt")
+    content, weights = bytearray((folder / "a.pt").read_bytes()), state(0)["weight"].numpy().tobytes()
+    content[content.find(weights) + 2] ^= 0x40
+    (folder / "a.pt").write_bytes(content)
+    refused(folder, r"a\.pt: cannot be read \(its record 'a/data/0' has another checksum than was written\); if it is")
+
+
+def test_files_written_without_checksums_are_read(folder):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save([({}, state(0))], folder / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert len(opened(folder).table) == 1
+
+
+@pytest.mark.parametrize(
+    "pickled", [b"\x80\x02J\x01.", b"\x80\x02X\xff\xff\xff\xff.", b"\x80\x02h\x05.", b"", b"\x80\x02("]
+)
+def test_a_pickle_that_breaks_off_is_refused(folder, pickled):
+    torch.save([({}, state(0))], folder / "a.pt")
+    rewrite(folder / "a.pt", zipfile.ZIP_STORED, lambda name, data: pickled if name.endswith("data.pkl") else data)
+    refused(folder, r"a\.pt: cannot be read \(.+\); if it is incomplete or damaged, copy it again")
+    (folder / "a.pt").write_bytes(pickled)
+    refused(folder, r"a\.pt: cannot be read \(.+\); if it is incomplete or damaged, copy it again")
+
+
+def test_every_half_of_an_older_file_is_refused(folder):
+    torch.save([({}, state(0))], folder / "a.pt", _use_new_zipfile_serialization=False)
+    content = (folder / "a.pt").read_bytes()
+    for length in range(0, len(content), 7):
+        (folder / "a.pt").write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"a\.pt: (cannot be read|refused)"):
+            list(read_entries(folder, "a.pt", {}))
+
+
+class Shadowed:
+    """An OrderedDict whose pickle sets attributes of the names of its methods."""
+
+    def __init__(self, content: dict) -> None:
+        self.content = content
+
+    def __reduce__(self):
+        return OrderedDict, (), dict.fromkeys(("items", "keys", "values", "get"), "x"), None, iter(self.content.items())
+
+
+def test_attributes_that_shadow_methods_are_not_used(folder):
+    weights = state(0) | {"n": torch.arange(3)}
+    for tensor in weights.values():
+        vars(tensor).update(dict.fromkeys(("numel", "reshape", "detach", "contiguous", "is_floating_point"), "x"))
+    torch.save([(Shadowed({"accuracy": 0.5}), Shadowed(weights))], folder / "a.pt")
+    zoo = opened(folder)
+    assert zoo.table["accuracy"].tolist() == [0.5] and torch.equal(zoo.aside(0)["n"], torch.arange(3))
+    assert zoo.read([0], 6)[0].tolist() == state(0)["weight"].flatten().tolist()
+
+
+@pytest.mark.parametrize("target", [".", "..", "real"])
+def test_a_folder_that_is_there_twice_is_refused(folder, target):
+    (folder / "real").mkdir()
+    torch.save([({}, state(0))], folder / "real" / "a.pt")
+    (folder / "again").symlink_to(target)
+    refused(folder, r"weights.* is the same folder as .*weights.*: its networks would count twice; remove the link")
+
+
+def test_what_cannot_be_opened_is_refused(folder):
+    torch.save([({}, state(0))], folder / "a.pt")
+    (folder / "b.pt").symlink_to("b.pt")
+    refused(folder, r"b\.pt: cannot be read \(Too many levels of symbolic links\); mend it, or move it away")
+    (folder / "b.pt").unlink()
+    (folder / "b.pt").symlink_to("nothing")
+    refused(folder, r"b\.pt: cannot be read \(No such file or directory\); mend it")
+    with pytest.raises(DataError, match="data='x*': (cannot be opened .*; correct it|no such folder)"):
+        list_zoo(Path("x" * 300))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_must_not_be_listed_is_refused(folder):
+    (folder / "closed").mkdir(mode=0)
+    refused(folder, "closed: cannot be listed .*; mend it, or move it away")
+
+
+@pytest.mark.parametrize("inside", [".", "weights", "weights/cache", "cache"])
+def test_a_cache_in_the_folder_of_the_zoo_is_refused(folder, inside):
+    torch.save([({}, state(0))], folder / "a.pt")
+    with pytest.raises(
+        DataError, match="the cache .* lies in the folder of the zoo .*; set cache_dir to a folder else"
+    ):
+        open_zoo(folder.parent, folder.parent / inside)
+    assert sorted(path.name for path in folder.parent.rglob("*")) == ["a.pt", "weights"]
+
+
+def test_a_folder_with_a_long_name_is_read(tmp_path):
+    source = tmp_path / ("x" * 250)
+    source.mkdir()
+    torch.save([({}, state(0))], source / "a.pt")
+    assert len(open_zoo(source, tmp_path / "cache").table) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -217,6 +338,12 @@ def test_half_a_file_is_refused(folder, kind, share):
             "property 'split': its name must be text, and not one of file, group, split",
         ),
         ([({3: 1}, state(0))], "property 3: its name must be text"),
+        (
+            [({"x": 10**400}, state(0)), ({"x": 1.5}, state(1))],
+            "property 'x' is a whole number of 1329 bits: must fit in",
+        ),
+        ([({"id": "\udc80"}, state(0))], r"property 'id' has text that is not UTF-8: '\\udc80'; rename it"),
+        ([({"\udc80": 1}, state(0))], r"property '\\udc80' has text that is not UTF-8"),
     ],
 )
 def test_what_is_no_list_of_pairs_is_refused(folder, content, message):
@@ -258,6 +385,7 @@ def test_a_folder_without_networks_is_refused(folder):
         ("json", '{"x": {"a": 1}, "y": {"a": [1]}}', "file 'y': property 'a' is a list: must be text"),
         ("json", '[{"x": 1}]', "must be an object of objects"),
         ("json", '{"x": {"a": 1}, ', "is not a table of properties"),
+        ("json", "[" * 100_000, "is not a table of properties"),
         (
             "json",
             '{"x": {"a": 1}, "y": {"b": 1}}',

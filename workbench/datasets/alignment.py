@@ -1,6 +1,12 @@
-"""Networks of one hidden layer brought into one order of hidden units: the same functions, with comparable weights."""
+"""Networks of one hidden layer brought into one order of hidden units: the same functions, with comparable weights.
+
+Which of the two linear layers is applied first is told by their shapes alone, as state dicts may be in any order: the
+second has as many inputs as the first has outputs. Where the layers would fit the other way round too, or the second is
+square, so that it could be recurrent, networks are refused: a wrong guess would change their functions.
+"""
 
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +15,13 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from workbench.datasets.flat_weights import LayerInfo, to_state_dicts
+from workbench.datasets.flat_weights import Architecture, LayerInfo, to_state_dicts
 from workbench.datasets.frames import DataError
+from workbench.datasets.scaling import stamp_name
 from workbench.datasets.zoo_cache import Zoo
 from workbench.progress import Progress
 
+VERSION = 1  # raise it when the same weights get another order
 CHUNK = 256  # networks aligned at a time
 ROUNDING = 1e-12
 """Gains in similarity below this share of the weights' norms are no reason to permute."""
@@ -34,11 +42,12 @@ def align(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[
     does the same to each, so the function stays the same but for rounding. An aligned network stays as it is.
 
     Args:
-        state: Weights of two linear layers in the order they are applied, each with or without a bias after it.
+        state: `<p>.weight` of two linear layers, each with or without its `<p>.bias`, in any order.
         reference: Weights of a network with the same layers.
 
     Raises:
-        DataError: the layers are others, those of the reference differ, or a hidden unit's weight is not finite.
+        DataError: the layers are others, or it cannot be told which is applied first; those of the reference differ;
+            a hidden unit's weight is not finite.
 
     Source: Ainsworth, Hayase & Srinivasa 2023, "Git Re-Basin", weight matching.
     """
@@ -65,7 +74,7 @@ def hidden_orders(
 
 
 def zoo_orders(zoo: Zoo, networks: Int[np.ndarray, " n"], reference: int) -> Int[Tensor, "n h"]:
-    """The order of hidden units of networks of a zoo, by that of another of its networks.
+    """The order of hidden units of networks of a zoo, by that of another of its networks; kept in its cache.
 
     Args:
         networks: Positions in the zoo's table.
@@ -78,13 +87,19 @@ def zoo_orders(zoo: Zoo, networks: Int[np.ndarray, " n"], reference: int) -> Int
     if len(used) > 1:
         names = ", ".join(zoo.architectures[i].name for i in used)
         raise DataError(f"align=True: networks of {names}: must be of one architecture; choose one by where")
-    layers, size = zoo.architectures[used[0]].layers, zoo.architectures[used[0]].size
+    architecture = zoo.architectures[used[0]]
+    name = f"orders-{stamp_name(VERSION, networks.tolist(), reference)}"
+    return torch.from_numpy(zoo.kept(name, lambda: _zoo_orders(zoo, networks, reference, architecture)))
+
+
+def _zoo_orders(zoo: Zoo, networks: np.ndarray, reference: int, architecture: Architecture) -> Int[np.ndarray, "n h"]:
+    layers, size = architecture.layers, architecture.size
     to, orders = torch.from_numpy(zoo.read([reference], size)[0]), []
     with Progress(len(networks), "aligning networks", "network") as progress:
         for part in np.array_split(networks, -(-len(networks) // CHUNK)):
             orders.append(hidden_orders(torch.from_numpy(zoo.read(part, size)), layers, to))
             progress.update(len(part))
-    return torch.cat(orders)
+    return torch.cat(orders).numpy()
 
 
 def reorder(
@@ -112,20 +127,30 @@ def _order(units: Tensor, reference: Tensor) -> Tensor:
 
 
 def _find_hidden(state: Mapping[str, Tensor]) -> _Hidden:
-    names = list(state)
-    weights = [i for i, name in enumerate(names) if state[name].ndim == 2]
-    if len(weights) == 2 and weights[0] == 0 and all(tensor.is_floating_point() for tensor in state.values()):
-        first, second = names[: weights[1]], names[weights[1] :]
-        inner, outer = state[first[0]], state[second[0]]
-        biases = [tuple(state[name].shape) for name in first[1:]], [tuple(state[name].shape) for name in second[1:]]
-        fits = zip(biases, (inner, outer), strict=True)
-        if len(inner) == outer.shape[1] and all(own in ([], [(len(weight),)]) for own, weight in fits):
-            return _Hidden(tuple(first), second[0])
-    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items()) or "none"
-    raise DataError(
-        f"layers {shapes}: only two linear layers, the second as wide as the first has units, can be aligned; "
-        "leave networks of other architectures out"
-    )
+    weights = [name for name, tensor in state.items() if tensor.ndim == 2 and name.rpartition(".")[2] == "weight"]
+    biases = {name: f"{name.removesuffix('weight')}bias" for name in weights}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+    orders = [(a, b) for a, b in permutations(weights, 2) if shapes[a][0] == shapes[b][1]]
+    if (
+        len(weights) != 2
+        or not orders
+        or state.keys() - {*weights, *biases.values()}
+        or any(shapes.get(biases[name], shapes[name][:1]) != shapes[name][:1] for name in weights)
+        or not all(tensor.is_floating_point() for tensor in state.values())
+    ):
+        raise DataError(
+            f"layers {listed}: only two linear layers, the second as wide as the first has units, can be aligned; "
+            "leave networks of other architectures out"
+        )
+    first, second = orders[0]
+    if len(orders) > 1 or len(set(shapes[second])) == 1:
+        reason = f"{second} is square and could be recurrent" if len(orders) == 1 else "either could be applied first"
+        raise DataError(
+            f"layers {listed}: {reason}, which shapes alone do not tell, so that aligning could change the function; "
+            "set align to false, or leave these networks out"
+        )
+    return _Hidden(tuple(name for name in (first, biases[first]) if name in state), second)
 
 
 def _require_same(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:

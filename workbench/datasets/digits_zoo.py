@@ -29,11 +29,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from workbench.datasets.frames import DataError
 from workbench.datasets.generated import write_once
 from workbench.datasets.zoo_networks import NETWORKS, accuracy, digits, layer_shapes, logits, network
 from workbench.progress import Progress
 
-VERSION = 1  # raise it when the same seed no longer gives the same weights
+VERSION = 2  # raise it when the same seed no longer gives the same weights
 MANIFEST, WEIGHTS = "digits-zoo.json", "weights"
 FAMILIES = ("shared", "independent")
 RECIPE_STREAM, START_STREAM = 1, 2  # each random stream has its own number beside the seed
@@ -76,6 +77,7 @@ def write_digits_zoo(folder: Path, seed: int = 0, runs: int = 300, epochs: Seque
 
     Raises:
         ValueError: A number is too small, runs is odd, or epochs do not rise.
+        DataError: The folder is this set and lacks files of weights.
         FileExistsError: The folder exists and is not this set, or `<folder>.partial` holds foreign files.
     """
     folder, epochs = Path(folder), list(epochs)
@@ -87,7 +89,12 @@ def write_digits_zoo(folder: Path, seed: int = 0, runs: int = 300, epochs: Seque
         raise ValueError(f"epochs={epochs}: must be one or more, rising, the first at least 1")
     manifest = {"generator": "digits-zoo", "version": VERSION, "seed": seed, "runs": runs, "epochs": epochs}
     with _one_thread():
-        return write_once(folder, manifest, _is_own, lambda into: _write_set(into, manifest))
+        write_once(folder, manifest, _is_own, lambda into: _write_set(into, manifest))
+    names = (f"{family}_{architecture}.pt" for family in FAMILIES for architecture in NETWORKS)
+    absent = [name for name in names if not (folder / WEIGHTS / name).is_file()]
+    if absent:
+        raise DataError(f"{folder / WEIGHTS} lacks {', '.join(absent)}: delete {folder}, and it is trained again")
+    return folder
 
 
 @contextmanager
@@ -138,7 +145,8 @@ def draw_recipe(architecture: str, number: int, epochs: int, seed: int = 0) -> R
 def draw_start(architecture: str, family: str, n: int, seed: int = 0) -> dict[str, Tensor]:
     """Weights of n networks before training, with a leading axis n: uniform within ± 1 / sqrt(inputs of a unit)."""
     shapes, number = layer_shapes(architecture), list(NETWORKS).index(architecture)
-    streams = [[seed, START_STREAM, number, *([i] if family == "independent" else [])] for i in range(n)]
+    # [.., 0] and [..] are one stream, as seeds are filled up with zeros: those of `independent` begin at 1
+    streams = [[seed, START_STREAM, number, i + 1 if family == "independent" else 0] for i in range(n)]
     rngs = [np.random.default_rng(stream) for stream in streams]
     start = {}
     for name, shape in shapes.items():

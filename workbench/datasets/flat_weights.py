@@ -11,6 +11,12 @@ from torch import Tensor
 
 from workbench.datasets.frames import DataError
 
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+FLOATS8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
+WHOLE = ("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
+REPEATED = 2**20
+"""Elements of a tensor that has more than its storage, as `expand` makes it; larger ones could fill the memory."""
+
 
 @dataclass(frozen=True)
 class LayerInfo:
@@ -65,11 +71,11 @@ def flatten(state: Mapping[Any, Any]) -> tuple[Float[Tensor, " d"], tuple[LayerI
         tensors, such as the step counts of batch normalisation, which are no weights.
 
     Raises:
-        DataError: an entry is no dense tensor of real numbers; no tensor is of floating point, or two are of different
+        DataError: an entry is no dense tensor of numbers; no tensor is of floating point, or two are of different
             floating-point dtypes.
     """
     for name, tensor in state.items():
-        _check_entry(name, tensor)
+        check_entry(name, tensor)
     weights = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     if not any(tensor.numel() for tensor in weights.values()):
         raise DataError(f"the state dict has {len(state)} tensors and no floating-point number: it must have weights")
@@ -87,15 +93,24 @@ def flatten(state: Mapping[Any, Any]) -> tuple[Float[Tensor, " d"], tuple[LayerI
     return flat, tuple(layers), {name: tensor for name, tensor in state.items() if name not in weights}
 
 
-def _check_entry(name: Any, tensor: Any) -> None:
+def check_entry(name: Any, tensor: Any) -> None:
+    """Raise DataError where an entry of a state dict is no name and dense tensor of numbers with its own memory."""
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
         raise DataError(
             f"entry {name!r} of the state dict is a {type(tensor).__name__}: must be tensors by name; "
             "save module.state_dict() alone"
         )
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+    kind = next((kind for kind in ("nested", "meta", "quantized") if getattr(tensor, f"is_{kind}")), tensor.layout)
+    if kind != torch.strided or _dtype_name(tensor.dtype) not in (*FLOATS, *FLOATS8, *WHOLE):
         raise DataError(
-            f"entry {name!r} of the state dict is {tensor.layout} of {tensor.dtype}: must be dense and of real numbers"
+            f"entry {name!r} of the state dict is {kind} of {tensor.dtype}: must be a dense tensor that holds numbers "
+            f"of {', '.join(FLOATS)}, an 8-bit float, {' or '.join(WHOLE)}; convert it"
+        )
+    elements, held = tensor.numel(), tensor.untyped_storage().nbytes() // tensor.itemsize
+    if elements > max(held, REPEATED):
+        raise DataError(
+            f"entry {name!r} of the state dict has {elements} elements and memory of {held}: is expanded; "
+            "save tensor.contiguous(), or leave the network out"
         )
 
 

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from workbench.datasets.cache import locked, save_array
 from workbench.datasets.flat_weights import Architecture
 from workbench.datasets.frames import DataError
 from workbench.datasets.scaling import stamp_name
@@ -45,12 +44,7 @@ def measure(zoo: Zoo, networks: Int[np.ndarray, " n"]) -> Moments:
     Args:
         networks: Positions in the zoo's table.
     """
-    kept = zoo.folder / f"moments-{stamp_name(sorted(networks.tolist()))}.npy"
-    if not kept.exists():
-        with locked(kept.with_suffix(".lock")):
-            if not kept.exists():
-                save_array(kept, _pass(zoo, networks))
-    return Moments(*np.load(kept, allow_pickle=False))
+    return Moments(*zoo.kept(f"moments-{stamp_name(sorted(networks.tolist()))}", lambda: _pass(zoo, networks)))
 
 
 def _pass(zoo: Zoo, networks: np.ndarray) -> Float64[np.ndarray, "3 l"]:

@@ -54,10 +54,10 @@ class WeightsConfig(Config):
     """Weights of a sample; shorter networks are padded, longer ones refused (0: the longest network)."""
     normalize: Normalize = "layer"
     """`global`: all weights to mean 0 and standard deviation 1; `layer`: those of each layer; or `none`."""
-    weight_scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight_scale: float = Field(1.0, ge=1e-6, le=1e6, allow_inf_nan=False)
     """Factor on the normalised weights."""
     align: bool = False
-    """Bring the hidden units of networks of one hidden layer into the order of one of them, by their weights."""
+    """Bring the hidden units of two linear layers into one order; refused with as many outputs as inputs or units."""
     balance: Literal["none", "file", "architecture"] = "none"
     """Draw as many samples from each file, or of each architecture, in every epoch of training."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
@@ -387,4 +387,7 @@ def _source(config: WeightsConfig) -> Path:
     folder = outputs_root() / "cache" / "digits-zoo"
     make_folder(folder.parent, "WORKBENCH_OUTPUTS")
     with locked(folder.with_name("digits-zoo.lock")):
-        return write_digits_zoo(folder)
+        try:
+            return write_digits_zoo(folder)
+        except FileExistsError as error:  # of an earlier version
+            raise DataError(str(error)) from None

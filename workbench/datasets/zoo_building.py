@@ -20,7 +20,7 @@ from workbench.datasets.zoo_files import Entry, ZooFiles, list_zoo, read_entries
 from workbench.datasets.zoo_properties import NAMED, Properties, as_column, read_table
 from workbench.progress import Progress
 
-VERSION = 1  # raise it when the same files give another cache
+VERSION = 2  # raise it when the same files give another cache
 OWN = ("id", "run", "architecture")
 """Properties that every network has, given or derived."""
 

@@ -1,6 +1,6 @@
 """The cache of a zoo: the weights of all networks in one file, read once from the files of the zoo and checked.
 
-A finished cache is a folder that is never written again, but for the moments of training splits beside these:
+A finished cache is a folder that is never written again, but for what is computed from it and kept beside these:
 
 | File | Holds |
 |---|---|
@@ -13,7 +13,7 @@ their places in the file, which is never mapped, so that no more of it is in mem
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
@@ -25,12 +25,14 @@ import torch
 from jaxtyping import Float, UInt32
 from torch import Tensor
 
-from workbench.datasets.cache import locked, make_folder
+from workbench.datasets.cache import locked, make_folder, save_array
 from workbench.datasets.flat_weights import Architecture, LayerInfo
 from workbench.datasets.frames import DataError
 from workbench.datasets.scaling import stamp_name
 from workbench.datasets.zoo_building import VERSION, build
 from workbench.datasets.zoo_files import list_zoo
+
+SHOWN = 40  # characters of the zoo's name in that of its cache
 
 
 @dataclass
@@ -133,6 +135,25 @@ class Zoo:
             content = bytearray(handle.read(_nbytes(layers)))
         return {layer.name: _tensor(content, layer) for layer in layers}
 
+    def kept(self, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that is computed once from the weights and kept in the cache.
+
+        Args:
+            name: Stands for all that it depends on, beside the zoo.
+
+        Raises:
+            DataError: its file is damaged.
+        """
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            with locked(path.with_suffix(".lock")):
+                if not path.exists():
+                    save_array(path, compute())
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(f"{path} is damaged ({error}): delete it, and it is computed again") from None
+
     def _opened(self, name: str) -> BufferedReader:
         try:
             return (self.folder / name).open("rb")
@@ -162,11 +183,18 @@ def open_zoo(source: Path, cache_dir: Path) -> Zoo:
         cache_dir: Folder of the caches.
 
     Raises:
-        DataError: anything about the files that cannot be used as it is; the cache cannot be written.
+        DataError: anything about the files that cannot be used as it is; the cache cannot be written, or lies in the
+            folder of the zoo.
     """
     files = list_zoo(source)
+    zoo, cache = source.resolve(), cache_dir.resolve()
+    if cache.is_relative_to(zoo) or cache.is_relative_to(files.root.resolve()):
+        raise DataError(
+            f"the cache {str(cache_dir)!r} lies in the folder of the zoo {str(source)!r}, as if it were a part of it; "
+            "set cache_dir to a folder elsewhere"
+        )
     make_folder(cache_dir, "cache_dir")
-    stem = f"{source.name}-{stamp_name(VERSION, str(files.root.resolve()), files.stamps)}"
+    stem = f"{source.name[:SHOWN]}-{stamp_name(VERSION, str(files.root.resolve()), files.stamps)}"
     folder = cache_dir / stem
     if not folder.is_dir():
         with locked(cache_dir / f"{stem}.lock"):

@@ -4,7 +4,10 @@ import os
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
+import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +21,9 @@ from workbench.datasets.zoo_properties import TABLES, Properties, check_properti
 
 SUFFIXES = (".pt", ".safetensors")
 LISTED = 20  # names of a refused file in a message
-_DAMAGE = (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+DAMAGE = (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+DAMAGE += (ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged file raises, beside `pickle.UnpicklingError`."""
 _PLAIN = re.compile(
     r"collections\.OrderedDict|torch\.(_utils|storage)\.\w+|torch\.(\w+Storage|Size|device|bool|[a-z]+[0-9]\w*)"
     r"|torch\.nn\.parameter\.Parameter"
@@ -53,46 +58,65 @@ class Entry(NamedTuple):
     """Its state dict, as it stands in the file."""
 
 
-def list_zoo(folder: Path) -> ZooFiles:
+def list_zoo(folder: Path, key: str = "data") -> ZooFiles:
     """Find the files of networks in `weights/` of a folder, or in the folder itself, and in what folders these hold.
 
     What begins with a dot is left out.
 
+    Args:
+        key: The parameter that the folder comes from, for messages.
+
     Raises:
-        DataError: there is no such folder, it cannot be listed, or has no file of networks; two tables of properties;
-            a name that is not UTF-8.
+        DataError: there is no such folder, it cannot be listed, or has no file of networks; a folder is there twice, by
+            a link; two tables of properties; a name that is not UTF-8.
     """
-    root = folder / "weights" if (folder / "weights").is_dir() else folder
-    if not root.is_dir():
-        raise DataError(f"data={str(folder)!r}: no such folder; correct the path")
+    try:
+        root = folder / "weights" if (folder / "weights").is_dir() else folder
+        there = root.is_dir()
+    except OSError as error:
+        raise DataError(f"{key}={str(folder)!r}: cannot be opened ({error.strerror}); correct it") from None
+    if not there:
+        raise DataError(f"{key}={str(folder)!r}: no such folder; correct the path")
     found, others = {}, []
-    for place, folders, files in os.walk(root, onerror=_refuse_listing, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        for path in (Path(place, name) for name in files if name[0] != "."):
-            name = path.relative_to(root).as_posix()
-            if name in TABLES or path.suffix in SUFFIXES:
-                found[name] = _stamp(path)
-            else:
-                others.append(name)
+    for path in _files(root):
+        name = path.relative_to(root).as_posix()
+        if name in TABLES or path.suffix in SUFFIXES:
+            found[name] = _stamp(path)
+        else:
+            others.append(name)
     unreadable = [name for name in sorted(found) if name != name.encode("utf-8", "replace").decode()]
     if unreadable:
-        raise DataError(f"data={str(folder)!r}: the name {unreadable[0]!r} is not UTF-8; rename it")
+        raise DataError(f"{key}={str(folder)!r}: the name {unreadable[0]!r} is not UTF-8; rename it")
     tables, networks = [name for name in TABLES if name in found], sorted(found.keys() - set(TABLES))
     if not networks:
         rest = f"; it holds {len(others)} other files, such as {min(others)!r}" if others else ""
-        raise DataError(f"data={str(folder)!r}: no file ending in {' or '.join(SUFFIXES)} in {root}{rest}")
+        raise DataError(f"{key}={str(folder)!r}: no file ending in {' or '.join(SUFFIXES)} in {root}{rest}")
     if len(tables) > 1:
         raise DataError(f"{root} holds both {' and '.join(TABLES)}: keep one")
     stamps = [(name, *found[name]) for name in sorted(found)]
     return ZooFiles(root, networks, "".join(tables), stamps, len(others))
 
 
+def _files(root: Path) -> Iterator[Path]:
+    """The files in a folder and in those it holds, each of which is seen once."""
+    seen: dict[str, str] = {}
+    for place, folders, files in os.walk(root, onerror=_refuse_listing, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            raise DataError(
+                f"{place} is the same folder as {seen[real]}: its networks would count twice; remove the link"
+            )
+        seen[real] = place
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield from (Path(place, name) for name in files if name[0] != ".")
+
+
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file does; zeros for a link to nothing, which then cannot be read."""
+    """What changes when a file does."""
     try:
         stat = path.stat()
-    except FileNotFoundError:
-        return 0, 0
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend it, or move it away") from None
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -120,11 +144,11 @@ def read_entries(root: Path, name: str, table: Mapping[str, Properties]) -> Iter
     """
     path, stem = root / name, name.rpartition(".")[0]
     content = _load_safetensors(path) if name.endswith(".safetensors") else _load_pt(path)
-    if isinstance(content, Mapping):
+    if isinstance(content, dict):
         if stem not in table:
             tables = " or ".join(str(root / kind) for kind in TABLES)
             raise DataError(f"{path}: is one state dict, and {tables} has no row for {stem!r}; add one")
-        yield Entry(str(path), stem, table[stem], content)
+        yield Entry(str(path), stem, table[stem], _state(content))
         return
     if stem in table:
         raise DataError(f"{path}: is a list with properties of its own, and the table has a row for it; remove the row")
@@ -139,11 +163,22 @@ def read_entries(root: Path, name: str, table: Mapping[str, Properties]) -> Iter
 
 def _pair(place: str, pair: Any) -> tuple[Properties, Mapping[Any, Any]]:
     parts = [type(part).__name__ for part in pair] if isinstance(pair, list | tuple) else []
-    if len(parts) != 2 or not all(isinstance(part, Mapping) for part in pair):
+    if len(parts) != 2 or not all(isinstance(part, dict) for part in pair):
         found = f"a {type(pair).__name__}" + (f" of {', '.join(parts)}" if parts else "")
         raise DataError(f"{place}: is {found}; must be a pair (properties, state dict), both of them dicts")
-    check_properties(place, pair[0])
-    return dict(pair[0]), pair[1]
+    properties = dict(items(pair[0]))
+    check_properties(place, properties)
+    return properties, _state(pair[1])
+
+
+def items(content: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    """Entries of a dict by the method of its class: a file can put an attribute of that name before it."""
+    return list((OrderedDict if isinstance(content, OrderedDict) else dict).items(content))
+
+
+def _state(content: dict[Any, Any]) -> dict[Any, Any]:
+    """A state dict with new tensors on the same memory, whose methods are those of their class."""
+    return {name: Tensor.detach(part) if isinstance(part, Tensor) else part for name, part in items(content)}
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -156,9 +191,8 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _load_pt(path: Path) -> Any:
     try:
-        with path.open("rb") as handle:
-            zipped = handle.read(4) == b"PK\x03\x04"  # files of PyTorch before 1.6 are not, and cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        mapped = check_records(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         names, modules = _named(path)
         if not names:
@@ -174,8 +208,27 @@ def _load_pt(path: Path) -> Any:
             f"{path}: refused, as it names {listed}: a file may hold tensors, text, numbers, and lists and dicts of "
             "them; nothing was run; save state dicts and plain properties with torch.save"
         ) from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _unreadable(path, error) from None
+
+
+def check_records(path: Path) -> bool:
+    """Whether the tensors of a .pt can be mapped: those of PyTorch before 1.6, or compressed since, cannot.
+
+    Raises:
+        ValueError: the bytes of a record are not those that were written, by its CRC-32.
+        OSError, zipfile.BadZipFile, zlib.error: the file cannot be read, or is damaged otherwise.
+    """
+    with path.open("rb") as handle:
+        if handle.read(4) != b"PK\x03\x04":
+            return False
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(record.CRC for record in records):  # all are 0 where torch.save was told to write none
+            broken = archive.testzip()
+            if broken:
+                raise ValueError(f"its record {broken!r} has another checksum than was written")
+    return all(record.compress_type == zipfile.ZIP_STORED for record in records)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -203,7 +256,7 @@ def _named(path: Path) -> tuple[list[str], bool]:
                 handle.seek(0)
                 for _ in range(_PICKLES):
                     modules |= _take_apart(handle, found)
-    except (ValueError, StopIteration, zipfile.BadZipFile, OSError, NotImplementedError):
+    except (*DAMAGE, StopIteration):
         pass  # damaged: what was found so far is told
     names = [name for name in found if not _PLAIN.fullmatch(name)]
     return names, modules

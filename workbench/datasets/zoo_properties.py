@@ -15,6 +15,8 @@ TEXTS = ("id", "run", "architecture", "dataset")
 TAKEN = ("file", "group", "split")
 """Columns of the table of networks, which no property may be called."""
 NAMED = 3  # examples in a message
+WHOLE = (-(2**63), 2**64 - 1)
+"""Lowest and highest whole number that a property can be."""
 _NUMBER = r"[+-]?(([0-9]+[.]?[0-9]*|[.][0-9]+)(e[+-]?[0-9]+)?|nan|inf)"
 
 Properties = dict[str, str | int | float | bool]
@@ -32,6 +34,14 @@ def check_properties(place: str, properties: Mapping[Any, Any]) -> None:
             raise DataError(f"{place}: property {name!r} is a {type(value).__name__}: must be {kind}; {remedy}")
         if value == "":
             raise DataError(f"{place}: property {name!r} is empty; fill it in, or remove it from all networks")
+        if type(value) is int and not WHOLE[0] <= value <= WHOLE[1]:
+            raise DataError(
+                f"{place}: property {name!r} is a whole number of {value.bit_length()} bits: must fit into 64; save it "
+                "as a float or as text"
+            )
+        for text in (name, value):
+            if isinstance(text, str) and text != text.encode("utf-8", "replace").decode():
+                raise DataError(f"{place}: property {name!r} has text that is not UTF-8: {text!r}; rename it")
 
 
 def read_table(path: Path, files: list[str]) -> dict[str, Properties]:
@@ -52,7 +62,7 @@ def read_table(path: Path, files: list[str]) -> dict[str, Properties]:
     """
     try:
         rows = _read_csv(path) if path.suffix == ".csv" else _read_json(path)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{path}: is not a table of properties ({error}); correct it") from None
     stems = {name: name.rpartition(".")[0] for name in files}
     known, table, absent = set(stems.values()), {}, []

@@ -76,7 +76,10 @@ def best(table: pd.DataFrame, networks: Int[np.ndarray, " n"], topk: int, topk_b
     if topk > len(networks):
         raise DataError(f"topk={topk}: there are {len(networks)} networks to choose from; lower it, or set it to 0")
     ids = table["id"].iloc[networks].to_numpy(str)
-    order = np.lexsort((ids, values if topk_by[0] == "-" else -values))
+    order = np.lexsort((ids, values))
+    if topk_by[0] != "-":  # not by -values, which unsigned and the lowest whole numbers have not
+        last = np.argsort(ids, kind="stable")[::-1]
+        order = last[np.argsort(values.to_numpy()[last], kind="stable")][::-1]
     return np.sort(networks[order[:topk]])
 
 
@@ -88,21 +91,23 @@ def _known(table: pd.DataFrame, name: str) -> str:
 
 
 def check_runs(table: pd.DataFrame, given: Sequence[str]) -> None:
-    """Refuse networks of several epochs that do not tell their training run: it could fall on two sides of a split.
+    """Refuse networks of several epochs or steps without their training run: it could fall on two sides of a split.
 
     Args:
         table: The networks that are used.
         given: The properties that their files hold.
 
     Raises:
-        DataError: there is a property `epoch` of several values, and none `run`.
+        DataError: there is a property `epoch` or `step` of several values, and none `run`.
     """
-    epochs = table["epoch"].nunique() if "epoch" in table else 0
-    if epochs > 1 and "run" not in given:
-        raise DataError(
-            f"networks have the property 'epoch', with {epochs} different values, and no property 'run': all epochs of "
-            "one training must be in one split; add 'run' to all networks, or choose one epoch by where"
-        )
+    for name in ("epoch", "step"):
+        values = table[name].nunique() if name in table else 0
+        if values > 1 and "run" not in given:
+            raise DataError(
+                f"networks have the property {name!r}, with {values} different values, and no property 'run': all "
+                f"{name}s of one training must be in one split; add 'run' to all networks, or choose one {name} by "
+                "where"
+            )
 
 
 def fitting_length(ids: Sequence[str], sizes: Int[np.ndarray, " n"], max_len: int) -> int:
