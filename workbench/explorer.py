@@ -1,4 +1,4 @@
-"""Live widgets: ipywidgets wired to pure functions; every one stands after a figure of the same content."""
+"""Sliders of conditions beside the sample predicted from them; a figure of the same content stands before them."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -6,15 +6,11 @@ from collections.abc import Callable, Sequence
 import ipywidgets
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor, nn
-
-from workbench.comparison import decode
-from workbench.interpolation import interpolate
+from torch import Tensor
 
 SHOWN_PX = 320
-PATH_STEPS = 101
 
 Pixels = Callable[[Tensor], np.ndarray]
 """A sample as pixels (h, w, 3), uint8."""
@@ -26,44 +22,6 @@ def png(pixels: UInt8[np.ndarray, "h w 3"], width: int = SHOWN_PX) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def path_slider(
-    model: nn.Module, pixels: Pixels, a: Float[Tensor, " d"], b: Float[Tensor, " d"], method: str = "lerp"
-) -> ipywidgets.Widget:
-    """A slider that walks from latent a (0) to latent b (1).
-
-    Args:
-        pixels: Draws a decoded sample: the `pixels` of the opened data.
-    """
-    path = interpolate(a, b, PATH_STEPS, method)
-    slider = ipywidgets.FloatSlider(0, min=0, max=1, step=1 / (PATH_STEPS - 1), description=f"{method} A-B")
-    return _linked([slider], lambda: pixels(decode(model, path[round(slider.value * (PATH_STEPS - 1))][None])[0]))
-
-
-def latent_sliders(
-    model: nn.Module, pixels: Pixels, z: Float[Tensor, " d"], dimensions: Sequence[int], span: float = 3.0
-) -> ipywidgets.Widget:
-    """One slider for each given dimension of z, in units of the prior's standard deviation, and a reset.
-
-    Args:
-        pixels: Draws a decoded sample: the `pixels` of the opened data.
-    """
-
-    def slider(dimension: int) -> ipywidgets.FloatSlider:
-        value = float(z[dimension])
-        low, high = min(-span, value), max(span, value)
-        return ipywidgets.FloatSlider(value, min=low, max=high, step=0.01, description=f"z[{dimension}]")
-
-    sliders = [slider(int(dimension)) for dimension in dimensions]
-
-    def draw() -> np.ndarray:
-        moved = z.clone()
-        for dimension, widget in zip(dimensions, sliders, strict=True):
-            moved[int(dimension)] = widget.value
-        return pixels(decode(model, moved[None])[0])
-
-    return _linked(sliders, draw, _reset(sliders))
 
 
 def condition_sliders(

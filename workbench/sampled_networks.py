@@ -52,8 +52,8 @@ def sampled_networks(
     """Networks drawn from a latent space: what they can do, and whether they are memory; beside what costs no model.
 
     For each architecture by itself, networks are drawn from the prior N(0, I), and from a Gaussian fitted to the
-    latents of the training networks. Where the KL weighs next to nothing, latents lie far from the prior, and draws
-    from it decode to what the model was never trained on. Beside them: held-out networks, as they are and rebuilt;
+    latents of the training networks. Where the KL weighs next to nothing, latents lie far from the prior, whose draws
+    decode to what the model was never trained on. Beside them: held-out networks, as they are and rebuilt;
     rebuilt training networks, as many as draws; the mean network; training networks with noise of the size of the
     held-out networks' error; and the mean softmax of 5 training networks.
 

@@ -1,0 +1,332 @@
+// The page's side of the latent explorer: a map of points, what Python decodes for the latent shown, and the controls.
+// Traits carry everything: events set them, Python answers in others and counts `answered`, `show` draws the answer.
+// The widget protocol keeps one message on its way and merges what follows, so no event is delayed or queued.
+
+const MAP = 420; // side of the map, as in the CSS [px]
+const MARGIN = 16; // around the points [px]
+const REACH = 30; // a cursor farther than this from every point is over none [px]
+const PICTURE = 256; // about the longer side of a picture, which is enlarged in whole steps [px]
+const STEP = 0.01; // of the slider from A to B
+const STEP_MS = 40; // between two steps of a playing path, at the least
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+
+function make(parent, tag, attributes = {}, text = "") {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.textContent = text;
+  parent.append(node);
+  return node;
+}
+
+/** A trait of little-endian float32 bytes as numbers; copied, since its bytes may lie unaligned. */
+function floats(view) {
+  return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+}
+
+function bytes(view) {
+  return new Uint8ClampedArray(view.buffer, view.byteOffset, view.byteLength);
+}
+
+const pinned = (model) => model.get("pin_a") >= 0 && model.get("pin_b") >= 0;
+
+/** Map coordinates (x right, y up, in [0, 1]) as pixels (y down), and back. */
+const toPixel = (x, y) => [MARGIN + x * (MAP - 2 * MARGIN), MAP - MARGIN - y * (MAP - 2 * MARGIN)];
+const toMap = (left, top) => [(left - MARGIN) / (MAP - 2 * MARGIN), (MAP - MARGIN - top) / (MAP - 2 * MARGIN)];
+
+/** Index of the point nearest to (x, y), -1 beyond `reach`. A plain scan: 100,000 points take less than 1 ms. */
+function nearest(points, x, y, reach = Infinity) {
+  let [best, least] = [-1, reach * reach];
+  for (let i = 0; i < points.length; i += 2) {
+    const distance = (points[i] - x) ** 2 + (points[i + 1] - y) ** 2;
+    if (distance <= least) [best, least] = [i / 2, distance];
+  }
+  return best;
+}
+
+/** Index of the point nearest to point `from` within 45 degrees of direction (right, up); `from` where there is none. */
+function towards(points, from, [right, up]) {
+  let [best, least] = [from, Infinity];
+  for (let i = 0; i < points.length; i += 2) {
+    const [x, y] = [points[i] - points[2 * from], points[i + 1] - points[2 * from + 1]];
+    const along = x * right + y * up;
+    const distance = x * x + y * y;
+    if (along > 0 && distance <= 2 * along * along && distance < least) [best, least] = [i / 2, distance];
+  }
+  return best;
+}
+
+/** All points, once; few ones as rimmed discs, many as plain squares. */
+function drawPoints(canvas, points, colours) {
+  canvas.width = canvas.height = MAP * window.devicePixelRatio;
+  const context = canvas.getContext("2d");
+  context.scale(window.devicePixelRatio, window.devicePixelRatio);
+  const radius = Math.min(5, Math.max(1, 120 / Math.sqrt(points.length / 2)));
+  context.strokeStyle = "rgb(136, 136, 136)";
+  for (let i = 0; i < points.length / 2; i++) {
+    const [x, y] = toPixel(points[2 * i], points[2 * i + 1]);
+    context.fillStyle = `rgb(${colours[3 * i]}, ${colours[3 * i + 1]}, ${colours[3 * i + 2]})`;
+    if (radius < 2) {
+      context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
+      continue;
+    }
+    context.beginPath();
+    context.arc(x, y, radius, 0, 2 * Math.PI);
+    context.fill();
+    context.stroke();
+  }
+}
+
+/** The path, a diamond at the nearest sample, a ring at the one chosen, a cross around the latent; A and B. */
+function drawMarks(svg, model, points, current) {
+  const at = (index) => toPixel(points[2 * index], points[2 * index + 1]);
+  const pairs = (flat) => Array.from({ length: flat.length / 2 }, (_, i) => toPixel(flat[2 * i], flat[2 * i + 1]));
+  const line = pairs(floats(model.get("path"))).map((place, i) => `${i ? "L" : "M"}${place}`);
+  const here = model.get("here").map((part) => Math.min(1.02, Math.max(-0.02, part)));
+  const cross = pairs(here).map((place) => `M${place} m-7 -7 l5 5 m4 4 l5 5 m0 -14 l-5 5 m-4 4 l-5 5`);
+  const near = model.get("neighbour_index");
+  const diamond = near < 0 ? "" : `M${at(near)} m-13 0 l13 -13 l13 13 l-13 13 z`;
+  const ring = current < 0 || current === near ? "" : `M${at(current)} m-8 0 a8 8 0 1 0 16 0 a8 8 0 1 0 -16 0`;
+  const lines = [...line, diamond, ring, ...cross].join(" ");
+  const ends = ["a", "b"].filter((end) => model.get(`pin_${end}`) >= 0);
+  const letters = ends.map((end) => {
+    const [x, y] = at(model.get(`pin_${end}`));
+    return `<circle cx="${x}" cy="${y}" r="9"/><text x="${x}" y="${y}" dy="0.35em">${end.toUpperCase()}</text>`;
+  });
+  svg.innerHTML = `<path class="lx-halo" d="${lines}"/><path d="${lines}"/>${letters.join("")}`;
+}
+
+function drawPicture({ canvas, caption }, pixels, width, height, text) {
+  caption.textContent = text;
+  canvas.setAttribute("aria-label", text);
+  if (!pixels.byteLength) return;
+  if (canvas.width !== width || canvas.height !== height) {
+    [canvas.width, canvas.height] = [width, height];
+    canvas.style.width = `${width * Math.max(1, Math.round(PICTURE / Math.max(width, height)))}px`;
+  }
+  canvas.getContext("2d").putImageData(new ImageData(bytes(pixels), width, height), 0, 0);
+}
+
+function makePicture(parent, name, live) {
+  const figure = make(parent, "figure", { class: `lx-${name}` });
+  const canvas = make(figure, "canvas", { role: "img", width: 0, height: 0 });
+  return { canvas, caption: make(figure, "figcaption", { "aria-live": live }) };
+}
+
+/** The decoded picture and the nearest sample's beside it; as all that follow, it gives what draws the traits. */
+function makePictures(parent, model) {
+  const row = make(parent, "div", { class: "lx-pictures" });
+  const decoded = makePicture(row, "picture", "polite");
+  const real = makePicture(row, "neighbour", "off");
+  return () => {
+    const size = [model.get("picture_width"), model.get("picture_height")];
+    drawPicture(decoded, model.get("picture"), ...size, model.get("caption"));
+    drawPicture(real, model.get("neighbour"), ...size, model.get("neighbour_caption"));
+  };
+}
+
+function makeLegend(parent, { label, kind, entries }) {
+  const legend = make(parent, "div", { class: `lx-legend lx-${kind}` });
+  make(legend, "span", { class: "lx-label" }, label);
+  for (const [text, colour] of entries) {
+    const entry = make(legend, "span", { class: "lx-entry" });
+    make(entry, "i").style.background = colour;
+    make(entry, "span", {}, text);
+  }
+  make(parent, "div", { class: "lx-marks" }, "✕ latent, at the edge if beyond · ◇ nearest sample · ○ chosen");
+}
+
+/** A canvas of the points under the marks, between the names of the axes and above the legend. */
+function makeArea(parent, model, points) {
+  const figure = make(parent, "figure", { class: "lx-map" });
+  const [across, up] = model.get("axes");
+  make(figure, "div", { class: "lx-up" }, up);
+  const label =
+    `Map of ${points.length / 2} samples by ${across} and ${up}. Arrow keys choose the next sample in their direction, ` +
+    "Enter pins it as A, then as B; the keys a and b pin it as A or B.";
+  const area = make(figure, "div", { class: "lx-area", tabindex: 0, role: "application", "aria-label": label });
+  drawPoints(make(area, "canvas"), points, bytes(model.get("colours")));
+  const marks = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  marks.setAttribute("viewBox", `0 0 ${MAP} ${MAP}`);
+  area.append(marks);
+  make(figure, "div", { class: "lx-across" }, across);
+  makeLegend(figure, model.get("legend"));
+  return { area, marks };
+}
+
+function makeMap(parent, model, send) {
+  const points = floats(model.get("points"));
+  const { area, marks } = makeArea(parent, model, points);
+  let current = model.get("hover"); // the sample chosen by cursor or arrows
+  let next = model.get("pin_a") >= 0 && model.get("pin_b") < 0 ? "b" : "a";
+  const show = () => drawMarks(marks, model, points, current);
+  const choose = (index) => {
+    if (index < 0 || (index === current && model.get("mode") === "hover")) return;
+    current = index;
+    send({ hover: index, mode: "hover" });
+    show();
+  };
+  const pin = (end = next) => {
+    if (current < 0) return;
+    next = end === "a" ? "b" : "a";
+    send({ [`pin_${end}`]: current, mode: "pin" });
+    show();
+  };
+  const under = (event) => {
+    const box = area.getBoundingClientRect();
+    const scale = MAP / box.width;
+    const [x, y] = toMap((event.clientX - box.left) * scale, (event.clientY - box.top) * scale);
+    return nearest(points, x, y, REACH / (MAP - 2 * MARGIN));
+  };
+  area.addEventListener("pointermove", (event) => choose(under(event)));
+  area.addEventListener("click", (event) => {
+    choose(under(event));
+    if (under(event) >= 0) pin();
+  });
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") pin();
+    else if (event.key in ARROWS) choose(current < 0 ? 0 : towards(points, current, ARROWS[event.key]));
+    else return;
+    event.preventDefault();
+  });
+  return { show, pin };
+}
+
+/** A named slider with its value beside it. `changed` takes the number; the result sets number and use. */
+function makeSlider(parent, { name, min, max, step }, changed) {
+  const label = make(parent, "label", { class: "lx-slider" });
+  make(label, "span", {}, name);
+  const input = make(label, "input", { type: "range", min, max, step, "aria-label": name });
+  const output = make(label, "span", { class: "lx-value" });
+  const show = (value, disabled = false) => {
+    [input.value, input.disabled] = [value, disabled];
+    output.textContent = value.toFixed(2);
+  };
+  input.addEventListener("input", () => {
+    show(input.valueAsNumber);
+    changed(input.valueAsNumber);
+  });
+  return show;
+}
+
+function makeButton(parent, text, title, clicked) {
+  const button = make(parent, "button", { type: "button", title }, text);
+  button.addEventListener("click", clicked);
+  return button;
+}
+
+function makeMethods(parent, changed) {
+  const group = make(parent, "span", { class: "lx-methods", role: "radiogroup", "aria-label": "path from A to B" });
+  const inputs = ["lerp", "slerp"].map((method) => {
+    const label = make(group, "label");
+    const input = make(label, "input", { type: "radio", name: "method", value: method });
+    make(label, "span", {}, method);
+    input.addEventListener("change", () => changed(method));
+    return input;
+  });
+  return (method) => inputs.forEach((input) => (input.checked = input.value === method));
+}
+
+/** Steps along the path, each only after the last was answered; back and forth where `loops`, else once to B. */
+function makePlayer(model, send, loops, changed) {
+  let timer = null;
+  let direction = 1;
+  let sent = null; // what `answered` was at the last step
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    changed(false);
+  };
+  const step = () => {
+    const [position, answered] = [model.get("position"), model.get("answered")];
+    if (answered === sent) return;
+    if (position >= 1 && !loops()) return stop();
+    if (position <= 0 || !loops()) direction = 1;
+    else if (position >= 1) direction = -1;
+    sent = answered;
+    send({ position: Math.min(1, Math.max(0, (Math.round(position / STEP) + direction) * STEP)), mode: "path" });
+  };
+  const start = () => {
+    [direction, sent] = [1, null];
+    if (model.get("position") >= 1) send({ position: 0, mode: "path" });
+    timer = setInterval(step, STEP_MS);
+    changed(true);
+  };
+  return { stop, toggle: () => (timer === null ? start() : stop()) };
+}
+
+function makePath(parent, model, send) {
+  const row = make(parent, "div", { class: "lx-row" });
+  const slider = { name: "A → B", min: 0, max: 1, step: STEP };
+  const setPosition = makeSlider(row, slider, (position) => send({ position, mode: "path" }));
+  const setMethod = makeMethods(row, (method) => send({ method, mode: "path" }));
+  const play = makeButton(row, "play", "walk from A to B (key p)", () => player.toggle());
+  const label = make(row, "label", { title: "back and forth while playing" });
+  const loop = make(label, "input", { type: "checkbox" });
+  make(label, "span", {}, "loop");
+  const player = makePlayer(model, send, () => loop.checked, (on) => (play.textContent = on ? "pause" : "play"));
+  const show = () => {
+    play.disabled = !pinned(model);
+    setPosition(model.get("position"), !pinned(model));
+    setMethod(model.get("method"));
+  };
+  return { show, stop: player.stop, toggle: () => play.click() };
+}
+
+function makeButtons(parent, model, send) {
+  const row = make(parent, "div", { class: "lx-row" });
+  const count = (name) => ({ [name]: model.get(name) + 1 });
+  makeButton(row, "reset", "back to the latent of A", () => send(count("reset")));
+  makeButton(row, "random draw", "decode a random latent", () => send({ ...count("draw"), mode: "draw" }));
+  const strip = "the path from A to B as figure, GIF and latents, into the run folder";
+  const save = makeButton(row, "save strip", strip, () => send(count("save")));
+  return () => (save.disabled = !pinned(model));
+}
+
+function makeDimensions(parent, model, send) {
+  const grid = make(parent, "div", { class: "lx-dimensions" });
+  const change = (i) => (value) => send({ values: model.get("values").with(i, value), mode: "sliders" });
+  const sliders = model.get("dimensions").map((dimension, i) => makeSlider(grid, dimension, change(i)));
+  return () => model.get("values").forEach((value, i) => sliders[i](value));
+}
+
+function makeMessage(parent, model) {
+  const line = make(parent, "div", { class: "lx-message", role: "status" });
+  const hint = () => (pinned(model) ? "" : "Click two samples on the map to pin A and B.");
+  return () => (line.textContent = model.get("message") || hint());
+}
+
+function render({ model, el }) {
+  const send = (changes) => {
+    for (const [name, value] of Object.entries(changes)) model.set(name, value);
+    model.save_changes();
+  };
+  const root = make(el, "form", { class: "latent-explorer" });
+  const map = makeMap(root, model, send);
+  const right = make(root, "div", { class: "lx-right" });
+  const showPictures = makePictures(right, model);
+  const showMessage = makeMessage(right, model);
+  const path = makePath(right, model, send);
+  const showButtons = makeButtons(right, model, send);
+  const showDimensions = makeDimensions(right, model, send);
+  const show = () => {
+    for (const part of [map.show, showPictures, showMessage, path.show, showButtons, showDimensions]) part();
+    root.dataset.answered = model.get("answered");
+  };
+  root.addEventListener("submit", (event) => event.preventDefault());
+  root.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (event.key === "p") path.toggle();
+    if (event.key === "a" || event.key === "b") map.pin(event.key);
+  });
+  // JupyterLab leaves the keys alone only where the attribute stands on the element itself.
+  for (const node of root.querySelectorAll("input, button, [tabindex]")) node.dataset.lmSuppressShortcuts = "true";
+  model.on("change:answered", show);
+  show();
+  return () => {
+    path.stop();
+    model.off("change:answered", show);
+  };
+}
+
+export default { render };
