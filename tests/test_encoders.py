@@ -265,10 +265,8 @@ def test_what_a_reader_has_to_know(trained, data) -> None:
     classes, kl = caveats(rows, configs)
     assert classes.startswith("Classes are told by the colours in gauss; by the head in point: compare these settings")
     share = 100 * rows.loc[rows["setting"] == "gauss", "kl_share"].mean()
-    assert (
-        kl
-        == f"gauss adds 0.01 times the KL, the sum over its dimensions, in nats per image, to its loss: {share:.2g} % of it."
-    )
+    what = "the sum over its dimensions, in nats per image"
+    assert kl == f"gauss adds 0.01 times the KL, {what}, to its loss: {share:.2g} % of it."
     points = rows["setting"] == "point"
     assert caveats(rows[points], {"point": configs["point"]}) == []
 

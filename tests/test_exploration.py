@@ -170,7 +170,7 @@ def test_sliders_are_of_the_dimensions_of_largest_kl_and_reach_every_sample(clip
     logvar = torch.zeros(3, 3)
     first, second = with_latents(clips, mu, logvar).explore(dimensions=2, span=2).sliders
     kl = kl_per_dimension(mu, logvar)
-    assert first[:2] == (1, f"z[1], {kl[1]:.2g} nats") and second.dimension == 2
+    assert first[:2] == (1, f"z[1], {kl[1]:.3g} nats") and second.dimension == 2
     assert (first.low, first.high, second.low, second.high) == (-2, 5, -2, 2)
 
 
