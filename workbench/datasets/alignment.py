@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from workbench.datasets.flat_weights import Architecture, LayerInfo, to_state_dicts
+from workbench.datasets.flat_weights import Architecture, LayerInfo, flatten, to_state_dicts
 from workbench.datasets.frames import DataError
 from workbench.datasets.scaling import stamp_name
 from workbench.datasets.zoo_cache import Zoo
@@ -54,9 +54,8 @@ def align(state: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[
     hidden = _find_hidden(state)
     _require_same(state, reference)
     order = _order(_units(state, hidden), _units(reference, hidden))
-    permuted = {name: state[name][order.to(state[name].device)] for name in hidden.incoming}
-    permuted[hidden.outgoing] = state[hidden.outgoing][:, order.to(state[hidden.outgoing].device)]
-    return {name: permuted.get(name, tensor) for name, tensor in state.items()}
+    flat, layers, _ = flatten(state)
+    return to_state_dicts(reorder(flat[None], layers, order[None].to(flat.device)), layers)[0]
 
 
 def hidden_orders(
