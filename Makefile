@@ -4,8 +4,10 @@ USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(USABLE)' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PROMPT := --ServerApp.kernel_websocket_connection_class=workbench.lab_connection.PromptConnection
 
-.PHONY: run test test-fast lint bench lab doctor help
+.PHONY: run test test-fast lint bench bench-gpu lab browser doctor help
 
 run: .venv/installed  ## train on the embedded clips and walk in their latent space: outputs/demo
 	$(BIN)/workbench run params/demo
@@ -28,8 +30,18 @@ lint: .venv/installed
 bench: .venv/installed  ## timings side by side, as tables
 	$(BIN)/python -m benchmarks
 
+bench-gpu: .venv/installed  ## timings of full-size steps on a CUDA device, beside plain ones
+	$(BIN)/python -m benchmarks.gpu
+
 lab: .venv/installed  ## JupyterLab on this machine, behind a token
-	$(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT)
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(PROMPT) $(AS_ROOT)
+
+browser:  ## Chromium through apt (Debian, Ubuntu), where it is missing: for tests and timings of the explorer
+	@command -v chromium >/dev/null && exit; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "no apt-get here: install Chromium by other means, such that the command chromium starts it" >&2; exit 1; \
+	fi; \
+	$(SUDO) apt-get update && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install --yes chromium
 
 doctor: .venv/installed  ## what is installed, what is missing, what to do
 	$(BIN)/workbench doctor

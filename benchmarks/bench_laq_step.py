@@ -8,20 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.bench_step import Blobs
+from benchmarks.loops import Ours, Pairs, Plain
 from benchmarks.report import in_turns, line, run
-from workbench.datasets.loading import Batch, batch_indices
-from workbench.datasets.splits import mix
+from workbench.datasets.loading import Batch
 from workbench.models.laq import LAQ, LAQConfig
 from workbench.models.laq_transformer import ATTENTION_SCALE, Attention, PositionBias, PositionGenerator, VideoShape
 from workbench.objectives import LatentActions
-from workbench.runs import Run
-from workbench.schedule import TrainConfig, vae_weights
-from workbench.training import Trainer, _place, draw_noise
+from workbench.schedule import TrainConfig
+from workbench.training import draw_noise
 
 THREADS = 2
 PAIRS, BATCH = 64, 8
@@ -33,16 +30,6 @@ MAX_DEVIATION = 0.02
 MAX_DIFFERENCE = 1e-4
 CANCELLING = ("position_bias.net.4.bias", "action_conv.2.bias")
 """Constants that cancel in the softmax, and between the two frames: their gradients are nothing but rounding."""
-
-
-class Pairs(Blobs):
-    """Pairs of frames in memory: a blob, and the next one."""
-
-    def __len__(self) -> int:
-        return len(self.frames) - 1
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        return {"first": torch.from_numpy(self.frames[indices]), "x": torch.from_numpy(self.frames[indices + 1])}
 
 
 class PlainAttention(Attention):
@@ -99,43 +86,6 @@ def plain_network(network: LAQ) -> LAQ:
     return plain
 
 
-class Plain:
-    """A plain loop: NCHW, float32, AdamW as it comes."""
-
-    def __init__(self, model: LAQ, data: Pairs) -> None:
-        self.objective, self.data, self.losses = LatentActions(model), data, []
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS.lr)
-        self.indices = batch_indices(len(data), BATCH, SETTINGS.seed, 0)
-
-    def train_step(self) -> None:
-        model, step = self.objective.model, len(self.losses)
-        frames = self.data.prepare(self.data.batch(next(self.indices)))
-        batch = {key: value.contiguous() for key, value in frames.items()}
-        batch["noise"] = draw_noise(SETTINGS.seed, step, BATCH, model.noise_dim)
-        self.optimizer.zero_grad()
-        loss = self.objective.loss(batch)["mse"]
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), SETTINGS.grad_clip)
-        self.optimizer.step()
-        self.losses.append(loss.item())
-        self.objective.after_step(step + 1, torch.Generator().manual_seed(mix(SETTINGS.seed, 3, step + 1)))
-
-
-class Ours:
-    """The workbench's trainer, stepped by hand."""
-
-    def __init__(self, model: LAQ, data: Pairs, folder: Path) -> None:
-        _place(model, SETTINGS)
-        weights = vae_weights(SETTINGS, ("mse",))
-        no_picture = lambda x, x_hat: Figure()  # noqa: E731
-        self.trainer = Trainer(model, data, data, SETTINGS, Run(folder), weights, no_picture, LatentActions(model))
-        self.data, self.losses, self.indices = data, [], batch_indices(len(data), BATCH, SETTINGS.seed, 0)
-
-    def train_step(self) -> None:
-        indices = next(self.indices)
-        self.losses.append(self.trainer._train_step(indices, self.data.batch(indices))["loss"])
-
-
 def difference(ours: LAQ, plain: LAQ, batch: Batch) -> float:
     """Largest max |a - b| / max |b| of a parameter's gradients, a here, b plainly; CANCELLING by the network's."""
     a, b = (torch.autograd.grad(model.loss(batch)["mse"], list(model.parameters())) for model in (ours, plain))
@@ -156,7 +106,8 @@ def main() -> None:
     apart = difference(network, other, batch | {"noise": draw_noise(SETTINGS.seed, 0, BATCH, network.noise_dim)})
 
     with tempfile.TemporaryDirectory() as folder:
-        plain, ours = Plain(other, data), Ours(network, data, Path(folder))
+        plain = Plain(LatentActions(other), data, SETTINGS)
+        ours = Ours(LatentActions(network), data, SETTINGS, Path(folder))
         actions = {"plain": plain.train_step, "ours": ours.train_step}
         seconds = in_turns(actions, rounds=STEPS - WARMUP, warmup=WARMUP)
     ratio = seconds["plain"] / seconds["ours"]

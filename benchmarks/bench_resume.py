@@ -18,7 +18,7 @@ def train(folder: Path) -> None:
     """One short training into `folder`, with a checkpoint every third step; goes on where it was."""
     import torch
 
-    from benchmarks.bench_step import Blobs
+    from benchmarks.loops import Blobs
     from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
     from workbench.runs import open_run
     from workbench.schedule import TrainConfig, vae_weights

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.datasets.loading import PREFETCHED_BATCHES, batch_indices, epoch_order, read_ahead, to_device
+from workbench.datasets.loading import (
+    FILLED,
+    PREFETCHED_BATCHES,
+    Resident,
+    batch_indices,
+    epoch_order,
+    kept_on,
+    read_ahead,
+    to_device,
+)
 
 
 class Numbers:
@@ -117,3 +126,31 @@ def test_a_dataset_may_have_an_order_of_its_own():
 
     batches = batch_indices(6, 4, seed=0, first_step=1, order=order)
     assert [next(batches).tolist() for _ in range(2)] == [[5, 0, 1, 2], [4, 5, 0, 1]]
+
+
+def test_resident_samples_are_those_of_the_split():
+    split = Numbers()
+    here = Resident(split, torch.device("cpu"))
+    assert len(split.read) == 2 + len(split) // FILLED and max(map(len, split.read)) == FILLED  # never all at once
+    indices = np.array([999, 0, 255, 256, 0])
+    assert here.batch(indices)["x"].tolist() == indices.tolist() and len(here) == 1000
+    assert here.name(7) == "7" and not hasattr(here, "epoch_order")
+    assert len(split.read) == 2 + len(split) // FILLED
+
+
+@pytest.mark.parametrize("free, kept", [(4 * 8000, True), (4 * 8000 - 1, False)])
+def test_samples_are_kept_on_a_gpu_only_where_they_leave_three_quarters_free(monkeypatch, free, kept):
+    split, cuda = Numbers(), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
+    here = Resident(split, torch.device("cpu"))
+    monkeypatch.setattr("workbench.datasets.loading.Resident", lambda dataset, device: here)
+    assert kept_on(cuda, split) is (here if kept else split)
+    assert kept_on(torch.device("cpu"), split) is split
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_resident_batches_on_cuda_are_those_that_travel():
+    split, cuda = Numbers(), torch.device("cuda")
+    indices = np.array([3, 1, 999])
+    here = to_device(Resident(split, cuda).batch(indices), cuda)["x"]
+    assert here.is_cuda and torch.equal(here, to_device(split.batch(indices), cuda)["x"])

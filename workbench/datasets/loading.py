@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,10 @@ from torch import Tensor
 from workbench.datasets.splits import mix
 
 PREFETCHED_BATCHES = 2
+RESIDENT_SHARE = 0.25
+"""Of a GPU's free memory, the most that samples may take up; the rest is for models and activations."""
+FILLED = 256
+"""Samples that are copied to a device at a time."""
 
 Batch = dict[str, Tensor]
 
@@ -64,7 +68,46 @@ def read_ahead(dataset: Dataset, indices: Iterator[np.ndarray]) -> Iterator[tupl
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy a batch to a device; from pinned memory where that is CUDA."""
-    if device.type == "cuda":
-        return {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
-    return {key: value.to(device) for key, value in batch.items()}
+    """Copy a batch to a device, from pinned memory where that is CUDA; tensors that are there stay as they are."""
+    if device.type != "cuda":
+        return {key: value.to(device) for key, value in batch.items()}
+    here = {key: value if value.is_cuda else value.pin_memory() for key, value in batch.items()}
+    return {key: value.to(device, non_blocking=True) for key, value in here.items()}
+
+
+class Resident:
+    """A split whose raw samples lie on a device, so that batches are cut out there; they hold what the split's do.
+
+    Args:
+        dataset: The split; what is not about reading it, such as `prepare`, is its own.
+        device: Where the samples are copied to.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self._dataset, n = dataset, len(dataset)
+        one = dataset.batch(np.arange(1))
+        self._raw = {k: torch.empty((n, *v.shape[1:]), dtype=v.dtype, device=device) for k, v in one.items()}
+        for start in range(0, n, FILLED):
+            for key, value in dataset.batch(np.arange(start, min(start + FILLED, n))).items():
+                self._raw[key][start : start + len(value)] = value.to(device)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The raw samples of some indices, on the device."""
+        return {key: value[torch.from_numpy(indices).to(value.device)] for key, value in self._raw.items()}
+
+
+def kept_on(device: torch.device, dataset: Dataset) -> Dataset:
+    """The split itself, or its samples on the device where that is CUDA and they fit with room to spare.
+
+    They fit where they take up a quarter of the memory that is free, at most.
+    """
+    if device.type != "cuda":
+        return dataset
+    size = len(dataset) * sum(value.nbytes for value in dataset.batch(np.arange(1)).values())
+    return Resident(dataset, device) if size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] else dataset
