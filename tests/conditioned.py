@@ -90,7 +90,7 @@ class PictureData:
     def grid(self, *_: Any) -> Figure:
         return Figure()
 
-    compare = pairs = examples = table = condition_label = pixels = statistics = grid
+    compare = pairs = examples = table = condition_label = pixels = key = statistics = grid
 
 
 def hierarchical_vae(**settings: Any) -> HierarchicalVAE:

@@ -1,7 +1,7 @@
 """What the tests of the explorer share: a small untrained model of each kind of data, with latents far apart."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,15 +10,18 @@ from PIL import Image
 from tiny_zoo import open_tiny_zoo
 from torch import nn
 
-from workbench.comparison import encode_split
+from workbench.checkpoints import save_model
+from workbench.comparison import decode, encode_split
 from workbench.datasets.clips import ClipsConfig, open_clips
 from workbench.datasets.layouts import LayoutsConfig, open_layouts
 from workbench.datasets.loading import Dataset
 from workbench.datasets.opening import Data
 from workbench.datasets.plans import write_plans
 from workbench.exploration import Exploration
+from workbench.explorer_widget import LatentExplorer
 from workbench.layers import Posterior
-from workbench.models import build_vae
+from workbench.models import VAES, build_vae
+from workbench.runs import Run, open_run
 
 KINDS = ("clips", "simulation", "layouts", "weights")
 SIZES = {
@@ -38,7 +41,7 @@ class Space(NamedTuple):
     posterior: Posterior
     data: Data
 
-    def explore(self, **settings: int) -> Exploration:
+    def explore(self, **settings: Any) -> Exploration:
         return Exploration(*self, **settings)
 
 
@@ -71,3 +74,30 @@ def open_space(kind: str, folder: Path) -> Space:
     samples = data.split("test")
     found = encode_split(model, samples, 16)
     return Space(model, samples, Posterior(SPREAD * found.mu / found.mu.std(0), found.logvar), data)
+
+
+def write_run(space: Space, kind: str, folder: Path, name: str = "r") -> Run:
+    """A finished run with a model, as notebook 02 leaves it."""
+    parameters = {"experiment": "e", "run": name, "data_kind": kind} | space.data.config.model_dump()
+    run = open_run(parameters, folder)
+    run.record(data={"fingerprint": space.data.fingerprint})
+    run.record(model={"kind": VAES[kind]} | space.model.config.model_dump())
+    save_model(run.path / "model.safetensors", space.model, VAES[kind])
+    return run
+
+
+def say(widget: LatentExplorer, **traits: Any) -> None:
+    """A message of the page, as it arrives."""
+    widget.set_state(traits)
+
+
+def shown(widget: LatentExplorer, panel: int = 0) -> np.ndarray:
+    """A picture as the page draws it."""
+    panel = widget.panels[panel]
+    rgba = np.frombuffer(panel["pixels"], np.uint8).reshape(panel["height"], panel["width"], 4)
+    assert (rgba[..., 3] == 255).all()
+    return rgba[..., :3]
+
+
+def assert_shows(widget: LatentExplorer, space: Space, z: torch.Tensor) -> None:
+    np.testing.assert_array_equal(shown(widget), space.data.pixels(decode(space.model, z[None])[0]))

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from explored import KINDS, Space, open_space
-from PIL import Image, ImageSequence
 
 from workbench.comparison import decode
 from workbench.datasets.frames import DataError
-from workbench.exploration import Exploration, State, save_strip
+from workbench.exploration import Exploration
 from workbench.layers import Posterior
 from workbench.metrics import fit_pca, kl_per_dimension
-from workbench.runs import Run
+from workbench.spaces import Range, State
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PINNED = State(mode="path", pin_a=2, pin_b=5)
@@ -71,21 +70,21 @@ def test_every_state_shows_what_its_latent_decodes_to_beside_the_nearest_sample(
         view = explored.view(state)
         torch.testing.assert_close(view.z, z, atol=1e-5, rtol=1e-5)
         x_hat = decode(space.model, view.z[None])
-        np.testing.assert_array_equal(view.pixels, space.data.pixels(x_hat[0]))
+        np.testing.assert_array_equal(view.panels[0].pixels, space.data.pixels(x_hat[0]))
         distances = np.linalg.norm(space.posterior.mu.double().numpy() - view.z.double().numpy(), axis=1)
         nearest = int(distances.argmin())
         assert view.neighbour == nearest
-        np.testing.assert_array_equal(view.neighbour_pixels, space.data.pixels(batch["x"][nearest]))
+        np.testing.assert_array_equal(view.panels[1].pixels, space.data.pixels(batch["x"][nearest]))
         weights = batch["mask"][nearest] if "mask" in batch else torch.ones_like(batch["x"][nearest], dtype=torch.bool)
         difference, x = (x_hat[0] - batch["x"][nearest])[weights], batch["x"][nearest]
         error = difference.square().mean()
         if space.data.error_name == "relative_l2":
             error = space.data.errors(x_hat, x[None])["relative_l2"][0]
         name = space.samples.name(nearest)
-        assert view.neighbour_caption == (
+        assert view.panels[1].caption == (
             f"nearest sample: {name}, distance {distances[nearest]:.3g} in z, {space.data.error_name} {error:.3g}"
         )
-        pictures.add(view.pixels.tobytes())
+        pictures.add(view.panels[0].pixels.tobytes())
     assert len(pictures) >= 6, "states show different pictures"
 
 
@@ -108,7 +107,7 @@ def test_captions_say_what_is_shown(clips: Space) -> None:
         ),
         State(mode="draw", draw=7): "draw 7 from the prior",
     }
-    assert {state: explored.view(state).caption for state in captions} == captions
+    assert {state: explored.view(state).panels[0].caption for state in captions} == captions
 
 
 def test_draws_are_of_the_prior_and_the_same_for_a_number(clips: Space) -> None:
@@ -117,7 +116,7 @@ def test_draws_are_of_the_prior_and_the_same_for_a_number(clips: Space) -> None:
         view = explored.view(State(mode="draw", draw=number))
         assert torch.equal(view.z, torch.randn(1, 3, generator=torch.Generator().manual_seed(number))[0])
         sample = clips.model.sample(1, torch.Generator().manual_seed(number))
-        np.testing.assert_array_equal(view.pixels, clips.data.pixels(sample[0].detach()))
+        np.testing.assert_array_equal(view.panels[0].pixels, clips.data.pixels(sample[0].detach()))
 
 
 def test_where_the_prior_has_levels_a_draw_is_placed_where_it_is_encoded(tmp_path: Path) -> None:
@@ -125,15 +124,15 @@ def test_where_the_prior_has_levels_a_draw_is_placed_where_it_is_encoded(tmp_pat
     view = space.explore().view(State(mode="draw", draw=3))
     with torch.inference_mode():
         x = space.model.sample(1, torch.Generator().manual_seed(3))
-        np.testing.assert_array_equal(view.pixels, space.data.pixels(x[0]))
+        np.testing.assert_array_equal(view.panels[0].pixels, space.data.pixels(x[0]))
         assert torch.equal(view.z, space.model.encode(x).mu[0])
 
 
 def test_of_equally_near_samples_the_first_is_the_neighbour(clips: Space) -> None:
     z = torch.tensor([[3.0, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 2]])
     explored = with_latents(clips, z).explore()
-    assert explored.nearest(torch.zeros(3)) == (1, 1.0)
-    assert explored.nearest(torch.tensor([0.0, -0.5, 0])) == (2, 0.5)
+    assert explored.map.nearest(torch.zeros(3)) == (1, 1.0)
+    assert explored.map.nearest(torch.tensor([0.0, -0.5, 0])) == (2, 0.5)
 
 
 # --- the map and the sliders ---
@@ -232,45 +231,76 @@ def test_lerp_goes_where_slerp_cannot(clips: Space) -> None:
     assert explored.view(State(mode="path", pin_a=1, pin_b=1, position=0.5)).z.tolist() == [-1, -2, -3]
 
 
-# --- strips ---
+# --- the key of the pictures, and what else is drawn ---
 
 
-def test_a_strip_holds_the_path_as_figure_animation_and_latents(space: Space, tmp_path: Path) -> None:
-    explored, state = space.explore(), replace(PINNED, method="slerp")
-    png, gif, npz = save_strip(explored, state, Run(tmp_path))
-    assert [str(path.relative_to(tmp_path)) for path in (png, gif, npz)] == [
-        "figures/strip-1.png",
-        "samples/strip-1.gif",
-        "samples/strip-1.npz",
-    ]
-    with np.load(npz) as stored:
-        assert stored["method"] == "slerp" and stored["names"].tolist() == [space.samples.name(i) for i in (2, 5)]
-        assert stored["ids"].tolist() == space.samples.batch(np.array([2, 5]))["id"].tolist()
-        np.testing.assert_array_equal(stored["positions"], np.linspace(0, 1, 33))
-        for position, z in list(zip(stored["positions"], stored["latents"], strict=True))[::8]:
-            at = explored.view(replace(state, position=float(position))).z
-            np.testing.assert_allclose(z, at, atol=1e-5)
-        last = space.data.pixels(decode(space.model, torch.from_numpy(stored["latents"][-1:]))[0])
-    frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(gif))]
-    factor = 320 // max(last.shape[:2])
-    assert frames[-1].shape == (last.shape[0] * factor, last.shape[1] * factor, 3)
-    drawn = frames[-1][factor // 2 :: factor, factor // 2 :: factor].astype(int)
-    assert np.abs(drawn - last).mean() < 8, "up to a GIF's 256 colours"
-    assert 2 <= len(frames) <= 33 and Image.open(png).format == "PNG"
+def test_every_kind_has_the_key_of_its_pictures(space: Space) -> None:
+    view = space.explore().view(State(mode="hover", hover=1))
+    batch = space.samples.prepare(space.samples.batch(np.array([1])))
+    assert view.key == space.data.key(batch)
+    kinds = {"Clips": None, "Simulations": "numbers", "Layouts": "classes", "Weights": "layers"}
+    assert view.key.get("kind") == kinds[type(space.data).__name__]
 
 
-def test_a_strip_never_takes_the_place_of_another(clips: Space, tmp_path: Path) -> None:
-    explored, run = clips.explore(), Run(tmp_path)
-    files = save_strip(explored, PINNED, run)
-    before = {path: path.read_bytes() for path in files}
-    (tmp_path / "samples" / "strip-2.gif").write_bytes(b"of another")
-    names = [path.name for path in save_strip(explored, replace(PINNED, pin_b=7), run)]
-    assert names == ["strip-3.png", "strip-3.gif", "strip-3.npz"]
-    assert {path: path.read_bytes() for path in files} == before
-    assert (tmp_path / "samples" / "strip-2.gif").read_bytes() == b"of another"
+def test_the_key_is_that_of_the_nearest_network(tmp_path: Path) -> None:
+    space = open_space("weights", tmp_path)
+    explored, names = space.explore(), space.samples.table()["architecture"]
+    first, last = (explored.view(State(mode="hover", hover=i)).key["entries"] for i in (0, len(names) - 1))
+    assert names.iloc[0] != names.iloc[-1] and [e[0] for e in first] != [e[0] for e in last]
 
 
-def test_without_a_path_no_strip_is_written(clips: Space, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no path yet"):
-        save_strip(clips.explore(), State(), Run(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+def test_fields_are_drawn_over_time_too(tmp_path: Path) -> None:
+    space = open_space("simulation", tmp_path)
+    *_, traces = space.explore().view(State(mode="hover", hover=2)).panels
+    x_hat, x = decode(space.model, space.posterior.mu[2:3])[0], space.samples[2]["x"]
+    caption, pixels = space.data.traces(x_hat, x)
+    assert (traces.title, traces.caption) == ("over time", caption)
+    np.testing.assert_array_equal(traces.pixels, pixels)
+
+
+def test_a_sample_lies_exactly_on_its_point(clips: Space) -> None:
+    explored = clips.explore()
+    explored.map.place = None  # it is not placed anew, which could be elsewhere
+    np.testing.assert_array_equal(explored.view(State(mode="hover", hover=3)).here, explored.points[3])
+
+
+# --- precision ---
+
+
+def test_decoding_in_half_precision_differs_by_its_rounding_alone(clips: Space) -> None:
+    full, half = (clips.explore(precision=precision).decoded(State())[1] for precision in ("fp32", "bf16"))
+    assert half.dtype == torch.float32 and not torch.equal(full, half)
+    torch.testing.assert_close(full, half, atol=0.05, rtol=0.05)
+    with pytest.raises(ValueError, match="precision='fp16': must be 'fp32' or 'bf16'"):
+        clips.explore(precision="fp16")
+
+
+# --- conditions ---
+
+
+class Doubling:
+    """Predicts the latent (2 a, b, 0) from conditions a and b."""
+
+    ranges = [Range("speed [m/s]", 0.0, 2.0), Range("width [mm]", -1.0, 1.0)]
+
+    def own(self, sample: int) -> tuple[float, ...]:
+        return (0.1 * sample, 0.5)
+
+    def codes(self, values: tuple[float, ...]) -> torch.Tensor:
+        return torch.tensor([2 * values[0], values[1], 0.0])
+
+    def describe(self, values: tuple[float, ...]) -> str:
+        return f"speed {values[0]:g}, width {values[1]:g}"
+
+
+def test_what_is_predicted_from_conditions_is_decoded(clips: Space) -> None:
+    explored = clips.explore()
+    assert explored.conditions == () and explored.own_conditions(2) == ()
+    with pytest.raises(ValueError, match="no conditions to predict from: there is no conditioner; see notebook 03"):
+        explored.view(State(mode="conditions", conditions=(1.0,)))
+    explored.predictor, explored.conditions = Doubling(), Doubling.ranges
+    assert explored.own_conditions(2) == (0.2, 0.5)
+    view = explored.view(State(mode="conditions", conditions=(1.5, -0.5)))
+    assert view.z.tolist() == [3.0, -0.5, 0.0] and view.panels[0].caption == "predicted from speed 1.5, width -0.5"
+    np.testing.assert_array_equal(view.panels[0].pixels, clips.data.pixels(decode(clips.model, view.z[None])[0]))
+    np.testing.assert_array_equal(view.here, explored.map.place(view.z[None])[0])

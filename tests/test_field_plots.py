@@ -196,3 +196,13 @@ def test_without_places_each_value_is_a_pixel_and_what_lies_beyond_has_the_last_
     first, last = (colormaps[COLOURS](value, bytes=True)[:3] for value in (0.0, 1.0))
     assert tuple(pixels[-1, 0]) == tuple(first) and tuple(pixels[0, -1]) == tuple(last)
     assert tuple(pixels[-11, 0]) == tuple(first) and tuple(pixels[-12, 0]) != tuple(first)
+
+
+def test_the_scale_of_pixels_has_their_colours() -> None:
+    raster = FieldRaster(None, (10.0, 20.0))
+    assert raster.shows == "time to the right, nodes upwards"
+    assert FieldRaster(PLACES, (10.0, 20.0)).shows == "at the last time step"
+    for text, colour in raster.scale:
+        drawn = raster.draw(np.full((1, 1), float(text)))[0, 0]
+        assert colour == "#" + drawn.tobytes().hex()
+    assert [text for text, _ in raster.scale] == ["10", "12.5", "15", "17.5", "20"]

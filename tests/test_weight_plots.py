@@ -121,6 +121,20 @@ def test_the_colours_of_pictures_are_those_of_the_batch_or_of_the_limit() -> Non
     assert plots.heat_pixels(torch.zeros(1, 4)).min() > 240
 
 
+def test_layers_are_marked_where_their_weights_are_drawn() -> None:
+    layers, size = [("a", 12), ("b", 3), ("c", 17)], 36  # a picture of 6 x 6, of which 4 weights are padding
+    marks = plots.layer_marks(layers, size)
+    assert [mark[0] for mark in marks] == ["a", "b", "c"]
+    for i, (_, start, end) in enumerate(marks):
+        x = torch.zeros(1, size)
+        first = sum(length for _, length in layers[:i])
+        x[0, first : first + layers[i][1]] = 1.0
+        red = plots.heat_pixels(x, limit=1)[0, :, :, 2] < 100  # (h, w)
+        assert (6 * start, 6 * end) == pytest.approx((first / 6, (first + layers[i][1]) / 6))
+        rows = np.flatnonzero(red.any(1))
+        assert (rows[0], rows[-1]) == (int(6 * start + 1e-9), int(np.ceil(6 * end - 1e-9)) - 1)
+
+
 # --- accuracy ---
 
 

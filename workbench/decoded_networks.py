@@ -28,6 +28,20 @@ DRAWS = 2000  # of the bootstrap
 FIGURES = ("accuracy", "agreement")
 """By which methods are compared, in `winner_table`."""
 SAME = "not distinguishable"
+DIGITS = "digits"
+"""Value of the property `dataset` of networks that can be run here."""
+
+
+def why_not_run(data: Weights) -> str:
+    """Why networks cannot be run here: an architecture or dataset of one of them is another; empty where they can."""
+    for architecture in data.architectures:
+        layers = {layer.name: layer.shape for layer in architecture.layers}
+        if runnable(layers) is None:
+            return f"its architecture {architecture.name!r} is none of digits-zoo ({', '.join(NETWORKS)})"
+    known = data.rows
+    named = known["dataset"].fillna("unknown data").astype(str) if "dataset" in known else []
+    others = sorted(set(named) - {DIGITS})
+    return f"its networks were trained on {', '.join(others)}, not on {DIGITS}" if others else ""
 
 
 # --- rebuilt ---

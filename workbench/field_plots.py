@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 from scipy.spatial import cKDTree
 
+from workbench.legends import scale_entries
 from workbench.plots import LINE_STYLES, PALETTE, new_figure
 
 COLOURS = "cividis"
@@ -135,6 +136,16 @@ class FieldRaster:
             )
             pixels = np.stack(np.meshgrid(x, y[::-1]), -1)  # (h, w, 2)
             self._nearest = cKDTree(np.stack([places.x, places.y], 1)).query(pixels)[1]
+
+    @property
+    def shows(self) -> str:
+        """Which part of a field is drawn."""
+        return "time to the right, nodes upwards" if self._nearest is None else "at the last time step"
+
+    @property
+    def scale(self) -> list[list[str]]:
+        """Some values and their colours (#rrggbb), from the least to the most."""
+        return scale_entries(float(self._norm.vmin), float(self._norm.vmax), COLOURS)
 
     def draw(self, field: Float[np.ndarray, "t n"]) -> UInt8[np.ndarray, "h w 3"]:
         """A field as pixels; values beyond the limits have the colour of the nearer limit."""

@@ -1,31 +1,19 @@
 // The page's side of the latent explorer: a map of points, what Python decodes for the latent shown, and the controls.
 // Traits carry everything: events set them, Python answers in others and counts `answered`, `show` draws the answer.
 // The widget protocol keeps one message on its way and merges what follows, so no event is delayed or queued.
+// Python puts explorer_pictures.js before this, as one module.
 
 const MAP = 420; // side of the map, as in the CSS [px]
 const MARGIN = 16; // around the points [px]
 const REACH = 30; // a cursor farther than this from every point is over none [px]
-const PICTURE = 256; // about the longer side of a picture, which is enlarged in whole steps [px]
 const STEP = 0.01; // of the slider from A to B
 const STEP_MS = 40; // between two steps of a playing path, at the least
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
-function make(parent, tag, attributes = {}, text = "") {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.textContent = text;
-  parent.append(node);
-  return node;
-}
-
 /** A trait of little-endian float32 bytes as numbers; copied, since its bytes may lie unaligned. */
 function floats(view) {
   return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-}
-
-function bytes(view) {
-  return new Uint8ClampedArray(view.buffer, view.byteOffset, view.byteLength);
 }
 
 const pinned = (model) => model.get("pin_a") >= 0 && model.get("pin_b") >= 0;
@@ -44,7 +32,7 @@ function nearest(points, x, y, reach = Infinity) {
   return best;
 }
 
-/** Index of the point nearest to point `from` within 45 degrees of direction (right, up); `from` where there is none. */
+/** Index of the point nearest to point `from` within 45 degrees of direction (right, up); else `from`. */
 function towards(points, from, [right, up]) {
   let [best, least] = [from, Infinity];
   for (let i = 0; i < points.length; i += 2) {
@@ -96,61 +84,19 @@ function drawMarks(svg, model, points, current) {
   svg.innerHTML = `<path class="lx-halo" d="${lines}"/><path d="${lines}"/>${letters.join("")}`;
 }
 
-function drawPicture({ canvas, caption }, pixels, width, height, text) {
-  caption.textContent = text;
-  canvas.setAttribute("aria-label", text);
-  if (!pixels.byteLength) return;
-  if (canvas.width !== width || canvas.height !== height) {
-    [canvas.width, canvas.height] = [width, height];
-    canvas.style.width = `${width * Math.max(1, Math.round(PICTURE / Math.max(width, height)))}px`;
-  }
-  canvas.getContext("2d").putImageData(new ImageData(bytes(pixels), width, height), 0, 0);
-}
-
-function makePicture(parent, name, live) {
-  const figure = make(parent, "figure", { class: `lx-${name}` });
-  const canvas = make(figure, "canvas", { role: "img", width: 0, height: 0 });
-  return { canvas, caption: make(figure, "figcaption", { "aria-live": live }) };
-}
-
-/** The decoded picture and the nearest sample's beside it; as all that follow, it gives what draws the traits. */
-function makePictures(parent, model) {
-  const row = make(parent, "div", { class: "lx-pictures" });
-  const decoded = makePicture(row, "picture", "polite");
-  const real = makePicture(row, "neighbour", "off");
-  return () => {
-    const size = [model.get("picture_width"), model.get("picture_height")];
-    drawPicture(decoded, model.get("picture"), ...size, model.get("caption"));
-    drawPicture(real, model.get("neighbour"), ...size, model.get("neighbour_caption"));
-  };
-}
-
-function makeLegend(parent, { label, kind, entries }) {
-  const legend = make(parent, "div", { class: `lx-legend lx-${kind}` });
-  make(legend, "span", { class: "lx-label" }, label);
-  for (const [text, colour] of entries) {
-    const entry = make(legend, "span", { class: "lx-entry" });
-    make(entry, "i").style.background = colour;
-    make(entry, "span", {}, text);
-  }
-  make(parent, "div", { class: "lx-marks" }, "✕ latent, at the edge if beyond · ◇ nearest sample · ○ chosen");
-}
-
 /** A canvas of the points under the marks, between the names of the axes and above the legend. */
 function makeArea(parent, model, points) {
   const figure = make(parent, "figure", { class: "lx-map" });
   const [across, up] = model.get("axes");
   make(figure, "div", { class: "lx-up" }, up);
-  const label =
-    `Map of ${points.length / 2} samples by ${across} and ${up}. Arrow keys choose the next sample in their direction, ` +
-    "Enter pins it as A, then as B; the keys a and b pin it as A or B.";
+  const pins = model.get("walks") ? "Enter pins it as A, then as B; the keys a and b pin it as A or B." : "Enter pins it.";
+  const label = `Map of ${points.length / 2} samples by ${across} and ${up}. Arrow keys choose the next sample. ${pins}`;
   const area = make(figure, "div", { class: "lx-area", tabindex: 0, role: "application", "aria-label": label });
   drawPoints(make(area, "canvas"), points, bytes(model.get("colours")));
-  const marks = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  marks.setAttribute("viewBox", `0 0 ${MAP} ${MAP}`);
-  area.append(marks);
+  const marks = make(area, "svg", { viewBox: `0 0 ${MAP} ${MAP}` }, "", SVG);
   make(figure, "div", { class: "lx-across" }, across);
   makeLegend(figure, model.get("legend"));
+  make(figure, "div", { class: "lx-marks" }, "✕ latent, at the edge if beyond · ◇ nearest sample · ○ chosen");
   return { area, marks };
 }
 
@@ -166,8 +112,9 @@ function makeMap(parent, model, send) {
     send({ hover: index, mode: "hover" });
     show();
   };
-  const pin = (end = next) => {
+  const pin = (asked = next) => {
     if (current < 0) return;
+    const end = model.get("walks") ? asked : "a";
     next = end === "a" ? "b" : "a";
     send({ [`pin_${end}`]: current, mode: "pin" });
     show();
@@ -198,9 +145,10 @@ function makeSlider(parent, { name, min, max, step }, changed) {
   make(label, "span", {}, name);
   const input = make(label, "input", { type: "range", min, max, step, "aria-label": name });
   const output = make(label, "span", { class: "lx-value" });
+  const digits = step < 1 ? Math.min(8, Math.max(2, Math.ceil(-Math.log10(step)))) : 0;
   const show = (value, disabled = false) => {
     [input.value, input.disabled] = [value, disabled];
-    output.textContent = value.toFixed(2);
+    output.textContent = value.toFixed(digits);
   };
   input.addEventListener("input", () => {
     show(input.valueAsNumber);
@@ -270,30 +218,59 @@ function makePath(parent, model, send) {
     setPosition(model.get("position"), !pinned(model));
     setMethod(model.get("method"));
   };
-  return { show, stop: player.stop, toggle: () => play.click() };
+  return { show, stop: player.stop, play: () => play.click() };
+}
+
+/** A button for each code, which acts on the last frame of the chain; `film` plays the frames that are shown. */
+function makeCodes(parent, model, send, film) {
+  const box = make(parent, "div", { class: "lx-codes" });
+  const row = make(box, "div", { class: "lx-row", role: "group", "aria-label": "codes" });
+  const chain = (codes) => send({ chain: codes, mode: "codes" });
+  const names = model.get("codes");
+  names.forEach((name, i) => {
+    makeButton(row, name, `let ${name} act on the last frame`, () => chain([...model.get("chain"), i]));
+  });
+  const controls = make(box, "div", { class: "lx-row" });
+  const buttons = [
+    makeButton(controls, "undo", "take the last code back", () => chain(model.get("chain").slice(0, -1))),
+    makeButton(controls, "clear", "back to the first frame", () => chain([])),
+    makeButton(controls, "play", "the frames one after the other, in the first picture (key p)", film),
+  ];
+  const told = make(controls, "span", { "aria-live": "polite" });
+  const show = () => {
+    const codes = model.get("chain");
+    for (const button of buttons) button.disabled = !codes.length;
+    told.textContent = codes.map((code) => names[code]).join(" → ");
+  };
+  return { show, play: () => buttons[2].click() };
 }
 
 function makeButtons(parent, model, send) {
   const row = make(parent, "div", { class: "lx-row" });
   const count = (name) => ({ [name]: model.get(name) + 1 });
-  makeButton(row, "reset", "back to the latent of A", () => send(count("reset")));
-  makeButton(row, "random draw", "decode a random latent", () => send({ ...count("draw"), mode: "draw" }));
-  const strip = "the path from A to B as figure, GIF and latents, into the run folder";
+  const slides = model.get("dimensions").length + model.get("conditions").length > 0;
+  if (slides) makeButton(row, "reset", "back to the latent of A", () => send(count("reset")));
+  const draw = () => send({ ...count("draw"), mode: "draw" });
+  if (model.get("draws")) makeButton(row, "random draw", "decode a random latent", draw);
+  const strip = "the walk as figure, GIF and latents, into the run folder";
   const save = makeButton(row, "save strip", strip, () => send(count("save")));
-  return () => (save.disabled = !pinned(model));
+  return () => (save.disabled = model.get("codes").length ? !model.get("chain").length : !pinned(model));
 }
 
-function makeDimensions(parent, model, send) {
-  const grid = make(parent, "div", { class: "lx-dimensions" });
-  const change = (i) => (value) => send({ values: model.get("values").with(i, value), mode: "sliders" });
-  const sliders = model.get("dimensions").map((dimension, i) => makeSlider(grid, dimension, change(i)));
-  return () => model.get("values").forEach((value, i) => sliders[i](value));
+/** A slider for each of the ranges that a trait holds; `values` is the trait of where they stand. */
+function makeSliders(parent, model, send, ranges, values, mode) {
+  const grid = make(parent, "div", { class: `lx-sliders lx-${ranges}` });
+  const change = (i) => (value) => send({ [values]: model.get(values).with(i, value), mode });
+  const sliders = model.get(ranges).map((range, i) => makeSlider(grid, range, change(i)));
+  return () => model.get(values).forEach((value, i) => sliders[i](value));
 }
 
 function makeMessage(parent, model) {
   const line = make(parent, "div", { class: "lx-message", role: "status" });
-  const hint = () => (pinned(model) ? "" : "Click two samples on the map to pin A and B.");
-  return () => (line.textContent = model.get("message") || hint());
+  const [one, two] = ["Click a sample on the map to begin with it.", "Click two samples on the map to pin A and B."];
+  const hint = model.get("walks") ? two : one;
+  const begun = () => (model.get("walks") ? pinned(model) : model.get("pin_a") >= 0);
+  return () => (line.textContent = model.get("message") || (begun() ? "" : hint));
 }
 
 function render({ model, el }) {
@@ -302,21 +279,24 @@ function render({ model, el }) {
     model.save_changes();
   };
   const root = make(el, "form", { class: "latent-explorer" });
-  const map = makeMap(root, model, send);
-  const right = make(root, "div", { class: "lx-right" });
-  const showPictures = makePictures(right, model);
-  const showMessage = makeMessage(right, model);
-  const path = makePath(right, model, send);
-  const showButtons = makeButtons(right, model, send);
-  const showDimensions = makeDimensions(right, model, send);
+  const grid = make(root, "div", { class: "lx-grid" });
+  const map = makeMap(grid, model, send);
+  const panels = makePanels(grid, model);
+  const controls = make(grid, "div", { class: "lx-controls" });
+  const parts = [map, panels, { show: makeMessage(controls, model) }];
+  if (model.get("codes").length) parts.push(makeCodes(controls, model, send, panels.film));
+  if (model.get("walks")) parts.push(makePath(controls, model, send));
+  parts.push({ show: makeButtons(controls, model, send) });
+  parts.push({ show: makeSliders(controls, model, send, "conditions", "condition_values", "conditions") });
+  parts.push({ show: makeSliders(controls, model, send, "dimensions", "values", "sliders") });
   const show = () => {
-    for (const part of [map.show, showPictures, showMessage, path.show, showButtons, showDimensions]) part();
+    for (const part of parts) part.show();
     root.dataset.answered = model.get("answered");
   };
   root.addEventListener("submit", (event) => event.preventDefault());
   root.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-    if (event.key === "p") path.toggle();
+    if (event.key === "p") parts.find((part) => part.play)?.play();
     if (event.key === "a" || event.key === "b") map.pin(event.key);
   });
   // JupyterLab leaves the keys alone only where the attribute stands on the element itself.
@@ -324,7 +304,7 @@ function render({ model, el }) {
   model.on("change:answered", show);
   show();
   return () => {
-    path.stop();
+    for (const part of parts) part.stop?.();
     model.off("change:answered", show);
   };
 }

@@ -6,6 +6,7 @@ of their absolute values, and what lies beyond has the colour of its end. What i
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,13 +91,34 @@ def heat_pixels(x: Weights, limit: int | float | None = None) -> UInt8[np.ndarra
             percentile of these networks when None.
     """
     weights = _array(x)
-    width = math.ceil(math.sqrt(weights.shape[1]))
-    height = -(-weights.shape[1] // width)
+    height, width = _heat_shape(weights.shape[1])
     cells = np.full((len(weights), height * width), np.nan)
     cells[:, : weights.shape[1]] = weights
     norm = _symmetric(weights) if limit is None else Normalize(-limit, limit)
     drawn = np.ma.masked_invalid(cells.reshape(-1, height, width))
     return _map()(norm(drawn), bytes=True)[..., :3]
+
+
+def layer_marks(layers: Sequence[tuple[str, int]], size: int) -> list[list[Any]]:
+    """Name, start and end of each layer beside the picture that `heat_pixels` makes of a network [share of its height].
+
+    Layers follow each other row by row, so that one may begin and end within a row.
+
+    Args:
+        layers: Name and number of weights of each, in order.
+        size: Weights of the network, padding included.
+    """
+    cells = math.prod(_heat_shape(size))
+    ends = np.cumsum([length for _, length in layers])
+    return [
+        [name, int(end - length) / cells, int(end) / cells] for (name, length), end in zip(layers, ends, strict=True)
+    ]
+
+
+def _heat_shape(size: int) -> tuple[int, int]:
+    """Height and width of a picture of so many weights [px]."""
+    width = math.ceil(math.sqrt(size))
+    return -(-size // width), width
 
 
 def accuracy_scatter(

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from workbench.comparison import encode_split
 from workbench.datasets.opening import open_data
 from workbench.datasets.weights import Weights
-from workbench.datasets.zoo_networks import NETWORKS, runnable
+from workbench.decoded_networks import why_not_run
 from workbench.provenance import check_same_data
 from workbench.rebuilding import MEAN, Methods, Networks, collect, equal_noise, floors, rebuild
 from workbench.runs import load_run
 
 NOISE = "noise of equal size"
-DIGITS = "digits"
-"""Value of the property `dataset` of networks that can be run here."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,7 @@ class ZooRun:
 
         The whole zoo is left out then, as figures over a part of its networks would not be its figures.
         """
-        for architecture in self.data.architectures:
-            layers = {layer.name: layer.shape for layer in architecture.layers}
-            if runnable(layers) is None:
-                return f"its architecture {architecture.name!r} is none of digits-zoo ({', '.join(NETWORKS)})"
-        known = self.data.rows
-        named = known["dataset"].fillna("unknown data").astype(str) if "dataset" in known else []
-        others = sorted(set(named) - {DIGITS})
-        return f"its networks were trained on {', '.join(others)}, not on {DIGITS}" if others else ""
+        return why_not_run(self.data)
 
 
 def open_zoo_run(

@@ -256,6 +256,15 @@ def test_a_second_opening_decodes_nothing(source, monkeypatch):
         opened(source)
 
 
+def test_the_key_of_pixels_is_the_palette(source):
+    data = open_layouts(LayoutsConfig(data=str(source), image_size=SIZE))
+    batch = data.split("train").prepare(data.split("train").batch(np.array([0])))
+    key = data.key(batch)
+    assert key["kind"] == "classes" and [name for name, _ in key["entries"]] == ["outside", "wall", "bed"]
+    drawn = {"#" + colour.tobytes().hex() for colour in np.unique(data.pixels(batch["x"][0]).reshape(-1, 3), axis=0)}
+    assert drawn <= {colour for _, colour in key["entries"]} and len(drawn) == 3
+
+
 def test_the_fingerprint_is_of_pixels_palette_split_and_types(source):
     found = [opened(source).fingerprint, opened(source, split_seed=1).fingerprint]
     found.append(opened(source, classify_by="label").fingerprint)

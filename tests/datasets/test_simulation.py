@@ -22,6 +22,7 @@ from workbench.datasets.plate import write_plate
 from workbench.datasets.simulation import open_simulation
 from workbench.datasets.splits import SPLITS, hash_split, mix_array, stable_hash
 from workbench.field_plots import COLOURS
+from workbench.field_traces import FieldTraces
 from workbench.metrics import field_errors
 
 P, T, N = 24, 5, 7
@@ -597,6 +598,23 @@ def test_pixels_and_views_are_of_the_first_variable_alone(tmp_path):
     np.testing.assert_allclose(pixels, 255 * colormaps[COLOURS]([0.0, 1.0])[:, :3], atol=1)
     labels = [text.get_text().replace("\n", " ") for text in data.compare(x[:1], {"again": x[:1]}).findobj(Text)]
     assert "field [its unit], first of 2 variables" in labels
+
+
+def test_traces_are_of_three_nodes_in_the_unit_of_the_field(tmp_path):
+    data = opened(saved(tmp_path / "f.npy", values(variables=2)), field_unit="velocity [m/s]", scaling="node")
+    train = data.split("train")
+    x = train.prepare(train.batch([0, 1]))["x"]
+    caption, pixels = data.traces(x[0], x[1])
+    nodes = [round(share * (N - 1)) for share in (0.2, 0.5, 0.95)]
+    numbers = ", ".join(map(str, nodes))
+    said = f"velocity [m/s], first of 2 variables at nodes {numbers}: decoded solid, nearest sample dashed"
+    assert caption == said
+    first = values(variables=2)[..., 0]
+    seen = first[train.runs][..., nodes]
+    drawn = FieldTraces(nodes, (float(seen.min()), float(seen.max())), first.shape[1], "")
+    # scaling and back moves values by a rounding error, which moves shades of the curves' edges
+    expected = drawn.draw(*(first[int(train.name(i))] for i in (0, 1)))
+    assert np.abs(pixels.astype(int) - expected).max() <= 2 and not np.array_equal(pixels, data.traces(x[1], x[0])[1])
 
 
 @pytest.fixture

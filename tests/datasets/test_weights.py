@@ -95,6 +95,19 @@ def test_a_sample_is_the_one_asked_for(source):
             train[index]
 
 
+def test_the_key_of_pixels_is_of_the_own_architecture(source):
+    data = opened(source)
+    samples = all_of(data)
+    for index, names in ((0, ["0.weight", "0.bias"]), (2, ["weight", "bias"])):
+        sample = samples.prepare(samples.batch([index]))
+        key, size = data.key(sample), data.architectures[int(sample["architecture"][0])].size
+        assert key["kind"] == "layers" and [name for name, _, _ in key["entries"]][:2] == names
+        starts, ends = np.array([entry[1:] for entry in key["entries"]]).T
+        assert starts[0] == 0 and (starts[1:] == ends[:-1]).all() and ends[-1] == pytest.approx(size / (9 * 8))
+        height, width, _ = data.pixels(sample["x"][0]).shape
+        assert (height, width) == (8, 9)
+
+
 def test_a_batch_is_in_the_order_asked_for(source):
     train = opened(source).split("train")
     batch = train.prepare(train.batch([5, 0, 5]))

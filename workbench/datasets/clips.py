@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -214,6 +215,11 @@ class Clips:
     def pixels(x: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
         """A frame as pixels."""
         return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+    @staticmethod
+    def key(batch: Batch) -> dict[str, Any]:
+        """Legend of pixels: frames need none."""
+        return {}
 
     def examples(self, n: int) -> Figure:
         """The first clips of the training split, in time from left to right."""

@@ -3,14 +3,17 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from workbench.datasets.frames import (
     DECODE_ERRORS,
@@ -23,6 +26,20 @@ from workbench.datasets.frames import (
 )
 
 _BLANK = {"", "nan", "na", "n/a", "null", "none", "-nan"}
+
+
+@dataclass
+class Conditions:
+    """What the runs were computed from: rows of numbers in their units, or pictures in [0, 1]."""
+
+    names: list[str]
+    values: np.ndarray
+    """(p, d) float32, or (p, c, s, s) uint8."""
+
+    def batch(self, runs: np.ndarray) -> Tensor:
+        """Conditions of some runs, float32."""
+        values = torch.from_numpy(self.values[runs])
+        return values.float() / 255 if values.dtype == torch.uint8 else values
 
 
 def read_table(

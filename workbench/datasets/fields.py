@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,17 +17,20 @@ from torch import Tensor
 from workbench.config import Config
 from workbench.datasets.arrays import LazyArray
 from workbench.datasets.cache import make_folder
-from workbench.datasets.conditions import check_constant
+from workbench.datasets.conditions import Conditions, check_constant
 from workbench.datasets.frames import DataError
 from workbench.datasets.loading import Batch
 from workbench.datasets.scaling import describe_fields, file_stamp, fit_scaling, stamp_name
 from workbench.datasets.splits import SPLITS, digest_of, hash_split, stable_hash
 from workbench.field_plots import FieldRaster, field_grid, field_views
+from workbench.field_traces import FieldTraces
 from workbench.metrics import field_errors, fit_pca
 from workbench.paths import outputs_root, resolve
 
 MEMORY_BYTES = 1e9
 """Fields up to this size are read once and kept; larger ones stay in their file."""
+SHOWN = (0.2, 0.5, 0.95)
+"""Time steps and nodes that figures show [share of all]."""
 
 
 class SimulationConfig(Config):
@@ -82,20 +85,6 @@ class SimulationConfig(Config):
             total = self.val_fraction + self.test_fraction
             raise ValueError(f"val_fraction + test_fraction = {total}: must be less than 1, to leave runs to train on")
         return self
-
-
-@dataclass
-class Conditions:
-    """What the runs were computed from: rows of numbers in their units, or pictures in [0, 1]."""
-
-    names: list[str]
-    values: np.ndarray
-    """(p, d) float32, or (p, c, s, s) uint8."""
-
-    def batch(self, runs: np.ndarray) -> Tensor:
-        """Conditions of some runs, float32."""
-        values = torch.from_numpy(self.values[runs])
-        return values.float() / 255 if values.dtype == torch.uint8 else values
 
 
 class SimulationDataset(torch.utils.data.Dataset):
@@ -342,6 +331,22 @@ class Simulations:
         """A field as pixels, its first variable; colours span that variable's values in the training split."""
         return self.raster.draw(self.physical(x[None].float().cpu())[0, ..., 0].numpy())
 
+    def key(self, batch: Batch) -> dict[str, Any]:
+        """Legend of pixels: `label` with the field's unit, and `entries` of numbers and their colours."""
+        label = f"{self._drawn_label}, {self.raster.shows}"
+        return {"kind": "numbers", "label": label, "entries": self.raster.scale}
+
+    @cached_property
+    def _traces(self) -> FieldTraces:
+        nodes = list(dict.fromkeys(round(share * (len(self.low) - 1)) for share in SHOWN))
+        limits = float(self.low[nodes, 0].min()), float(self.high[nodes, 0].max())
+        return FieldTraces(nodes, limits, self._run_shape[0], self._drawn_label)
+
+    def traces(self, x_hat: Float[Tensor, "vn t"], x: Float[Tensor, "vn t"]) -> tuple[str, UInt8[np.ndarray, "h w 3"]]:
+        """A decoded and a real field over time at three nodes, their first variable: what is drawn, and the pixels."""
+        fields = self.physical(torch.stack([x_hat, x]).float().cpu())[..., 0].numpy()
+        return self._traces.caption, self._traces.draw(*fields)
+
     def examples(self, n: int) -> Figure:
         """The first runs of the training split."""
         train = self.split("train")
@@ -361,7 +366,7 @@ class Simulations:
         """The first of some true fields and its predictions, at three times and at three nodes."""
         fields = {name: self.physical(f[:1].float().cpu())[0, ..., 0].numpy() for name, f in predictions.items()}
         true = self.physical(x[:1].float().cpu())[0, ..., 0].numpy()
-        steps, nodes = ([round(share * (size - 1)) for share in (0.2, 0.5, 0.95)] for size in true.shape)
+        steps, nodes = ([round(share * (size - 1)) for share in SHOWN] for size in true.shape)
         return field_views(true, fields, self.coordinates, self._drawn_label, steps, nodes)
 
     def condition_label(self, name: str) -> str:

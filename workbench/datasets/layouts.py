@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from workbench.datasets.palettes import UNKNOWN, read_palette
 from workbench.datasets.plans import SMALLEST, write_plans
 from workbench.datasets.splits import SPLITS, hash_split, stable_hash
 from workbench.datasets.threads import usable_cores
+from workbench.legends import as_hex
 from workbench.metrics import image_errors, mse
 from workbench.paths import outputs_root, resolve
 from workbench.progress import Progress
@@ -221,6 +222,12 @@ class Layouts:
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             return np.stack(list(pool.map(decode, images.tolist())))
+
+    def key(self, batch: Batch) -> dict[str, Any]:
+        """Legend of pixels: `entries` of the classes and their colours."""
+        colours = [as_hex(colour) for colour in self.palette.colours]
+        entries = [list(entry) for entry in zip(self.palette.names, colours, strict=True)]
+        return {"kind": "classes", "label": "classes", "entries": entries}
 
     def examples(self, n: int) -> Figure:
         """The first images of the training split."""

@@ -57,13 +57,20 @@ def batch_indices(
         epoch, within = epoch + 1, 0
 
 
-def read_ahead(dataset: Dataset, indices: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Batches in order, read by a thread while the step before them runs."""
+def read_ahead(
+    dataset: Dataset, indices: Iterator[np.ndarray], part: slice = slice(None)
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Batches in order, read by a thread while the step before them runs.
+
+    Args:
+        indices: Of each batch; they come back with it.
+        part: Of each batch that is read.
+    """
     with ThreadPoolExecutor(1) as pool:
-        pending = [(i, pool.submit(dataset.batch, i)) for i in islice(indices, PREFETCHED_BATCHES)]
+        pending = [(i, pool.submit(dataset.batch, i[part])) for i in islice(indices, PREFETCHED_BATCHES)]
         while pending:
             current, reading = pending.pop(0)
-            pending += [(i, pool.submit(dataset.batch, i)) for i in islice(indices, 1)]
+            pending += [(i, pool.submit(dataset.batch, i[part])) for i in islice(indices, 1)]
             yield current, reading.result()
 
 

@@ -12,7 +12,7 @@ from workbench.config import Config, ConfigError, nearest
 from workbench.datasets.clips import ClipsConfig, open_clips
 from workbench.datasets.fields import SimulationConfig
 from workbench.datasets.layouts import LayoutsConfig, open_layouts
-from workbench.datasets.loading import Dataset
+from workbench.datasets.loading import Batch, Dataset
 from workbench.datasets.simulation import open_simulation
 from workbench.datasets.weights import WeightsConfig, open_weights
 
@@ -63,6 +63,13 @@ class Data(Protocol):
     def compare(self, x: Tensor, predictions: dict[str, Tensor]) -> Figure: ...
     def condition_label(self, name: str) -> str: ...
     def pixels(self, x: Tensor) -> np.ndarray: ...
+    def key(self, batch: Batch) -> dict[str, Any]:
+        """Legend of `pixels` of the first sample of a prepared batch; empty where they need none.
+
+        `kind`: `numbers` or `classes`, with `entries` of text and colour (#rrggbb), or `layers`, with `entries` of
+        name, start and end [share of the height]; and a `label`.
+        """
+
     def examples(self, n: int) -> Figure: ...
     @property
     def broken(self) -> pd.DataFrame: ...

@@ -7,8 +7,8 @@ import numpy as np
 
 from workbench.datasets.arrays import LazyArray, open_array
 from workbench.datasets.cache import locked, make_folder
-from workbench.datasets.conditions import check_finite, read_images, read_table
-from workbench.datasets.fields import Conditions, SimulationConfig, Simulations
+from workbench.datasets.conditions import Conditions, check_finite, read_images, read_table
+from workbench.datasets.fields import SimulationConfig, Simulations
 from workbench.datasets.frames import DataError
 from workbench.datasets.plate import write_plate
 from workbench.datasets.run_ids import read_ids

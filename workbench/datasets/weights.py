@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from workbench.datasets.weight_scaling import Normalize, fit
 from workbench.datasets.zoo_cache import Zoo, open_zoo
 from workbench.datasets.zoo_selection import ALL, balanced_order, best, check_runs, fitting_length, keep, parse_where
 from workbench.paths import outputs_root, resolve
-from workbench.weight_plots import heat_pixels, heat_strips
+from workbench.weight_plots import heat_pixels, heat_strips, layer_marks
 
 SCALED_BY = 16
 """Networks that the scale of colours is taken from."""
@@ -285,6 +285,12 @@ class Weights:
     def pixels(self, x: Float[Tensor, " d"]) -> UInt8[np.ndarray, "h w 3"]:
         """Weights as pixels, row by row; the colours are the same in every call."""
         return heat_pixels(x[None].float().cpu(), self._limit)[0]
+
+    def key(self, batch: Batch) -> dict[str, Any]:
+        """Legend of pixels: `entries` of the first network's layers, see `weight_plots.layer_marks`."""
+        layers = [(layer.name, layer.size) for layer in self.architectures[int(batch["architecture"][0])].layers]
+        label = f"layers; weights from {-self._limit:.2g} (blue) to {self._limit:.2g} (red)"
+        return {"kind": "layers", "label": label, "entries": layer_marks(layers, self.max_len)}
 
     @cached_property
     def _limit(self) -> float:
