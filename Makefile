@@ -7,7 +7,7 @@ AS_ROOT := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PROMPT := --ServerApp.kernel_websocket_connection_class=workbench.lab_connection.PromptConnection
 
-.PHONY: run test test-fast lint bench bench-gpu lab browser doctor help
+.PHONY: run test test-fast lint bench bench-gpu lab browser slurm doctor help
 
 run: .venv/installed  ## train on the embedded clips and walk in their latent space: outputs/demo
 	$(BIN)/workbench run params/demo
@@ -36,12 +36,15 @@ bench-gpu: .venv/installed  ## timings of full-size steps on a CUDA device, besi
 lab: .venv/installed  ## JupyterLab on this machine, behind a token
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(PROMPT) $(AS_ROOT)
 
-browser:  ## Chromium through apt (Debian, Ubuntu), where it is missing: for tests and timings of the explorer
-	@command -v chromium >/dev/null && exit; \
-	if ! command -v apt-get >/dev/null; then \
-		echo "no apt-get here: install Chromium by other means, such that the command chromium starts it" >&2; exit 1; \
-	fi; \
-	$(SUDO) apt-get update && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install --yes chromium
+browser:  ## Chromium through apt (Debian), where it is missing: tests and timings of the explorer drive it
+	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && $(SUDO) apt-get update && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install --yes chromium; } || \
+		{ echo "apt has no Chromium here: install it by other means (Ubuntu: snap install chromium), such that the command chromium starts it" >&2; exit 1; }
+
+slurm: .venv/installed  ## Slurm through apt (Debian), where it is missing, and the tests on a cluster of two nodes started here
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { $(SUDO) apt-get update && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends slurm-wlm munge; }
+	$(SUDO) $(BIN)/python -m pytest tests/test_slurm.py
 
 doctor: .venv/installed  ## what is installed, what is missing, what to do
 	$(BIN)/workbench doctor

@@ -16,9 +16,8 @@ from benchmarks.report import in_turns, line, run
 from workbench.datasets.loading import Batch
 from workbench.models.laq import LAQ, LAQConfig
 from workbench.models.laq_transformer import ATTENTION_SCALE, Attention, PositionBias, PositionGenerator, VideoShape
-from workbench.objectives import LatentActions
+from workbench.objectives import LatentActions, draw_noise
 from workbench.schedule import TrainConfig
-from workbench.training import draw_noise
 
 THREADS = 2
 PAIRS, BATCH = 64, 8

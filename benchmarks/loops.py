@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from workbench.datasets.clips import ClipDataset
 from workbench.datasets.loading import Batch, Dataset, batch_indices, to_device
 from workbench.datasets.splits import mix
-from workbench.objectives import LatentActions, Reconstruction
+from workbench.objectives import LatentActions, Reconstruction, draw_noise
 from workbench.process import pick_device
 from workbench.runs import Run
 from workbench.schedule import TrainConfig, vae_weights
-from workbench.training import Trainer, _place, draw_noise
+from workbench.training import Trainer, _place
 
 
 class Blobs:

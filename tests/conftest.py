@@ -10,6 +10,7 @@ import torch
 from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what tests share: tiny.py
+sys.path.insert(1, str(Path(__file__).parents[1]))  # and share with benchmarks: lab.py
 install_import_hook("workbench", "beartype.beartype")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # else all workers wait for each other

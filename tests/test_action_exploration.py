@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from action_pairs import CLASS, CODE, SIZE, WORD, Told, laq, laq_config, vae, write_moving
+from explored import shown
 from PIL import Image, ImageSequence
 
 from workbench.action_codes import actions_of, frequent_words
@@ -75,6 +76,15 @@ def assert_panels(found: tuple[Panel, ...], titles: list[str], pictures: list[np
 
 
 # --- a pair ---
+
+
+@pytest.mark.parametrize("which", ["words", "continuous"])
+def test_errors_are_those_that_pairs_are_shown_with(which: str, request: pytest.FixtureRequest) -> None:
+    space = request.getfixturevalue(which)
+    values, label = space.errors()
+    views = [space.view(State(mode="hover", hover=i)) for i in range(12)]
+    np.testing.assert_allclose(values, [float(view.panels[1].caption.split()[-1]) for view in views], rtol=6e-3)
+    assert label == space.data.error_label
 
 
 @pytest.mark.parametrize("which", ["words", "continuous"])
@@ -262,13 +272,6 @@ def page(words: ActionExploration, pairs: ClipDataset, folder: Path, **settings:
     return explore_actions(words.rival, pairs, actions, pairs.clips, Run(folder), **settings)
 
 
-def drawn(widget: LatentExplorer) -> list[np.ndarray]:
-    """The pictures as the page draws them."""
-    sizes = [(panel["height"], panel["width"], 4) for panel in widget.panels]
-    pictures = (np.frombuffer(panel["pixels"], np.uint8) for panel in widget.panels)
-    return [pixels.reshape(size)[..., :3] for pixels, size in zip(pictures, sizes, strict=True)]
-
-
 def test_buttons_act_one_after_the_other(words: ActionExploration, pairs: ClipDataset, tmp_path: Path) -> None:
     widget = page(words, pairs, tmp_path, pins=[3])
     assert (widget.codes, widget.walks, widget.draws) == (list(words.codes), False, False)
@@ -276,8 +279,9 @@ def test_buttons_act_one_after_the_other(words: ActionExploration, pairs: ClipDa
     for chain in ((0,), (0, 1), (0, 1, 0), (0, 1), ()):  # three presses, an undo, and a clear
         widget.set_state({"chain": list(chain), "mode": "codes"})
         expected = words.view(replace(CHAIN, chain=chain)).panels
-        for pixels, panel in zip(drawn(widget), expected, strict=True):
-            np.testing.assert_array_equal(pixels, panel.pixels)
+        assert len(widget.panels) == len(expected)
+        for i, panel in enumerate(expected):
+            np.testing.assert_array_equal(shown(widget, i), panel.pixels)
         assert widget.message == ""
     widget.set_state({"chain": [0] * 33, "mode": "codes"})
     assert widget.message == "a chain of 33 codes: must be at most 32; undo some, or clear it"
@@ -320,8 +324,8 @@ def test_a_run_opens_by_its_folder(run: Run, pairs: ClipDataset) -> None:
     some = pairs.subset(5)
     assert len(widget.points) == 5 * 2 * 4 and widget.panels[0]["caption"] == f"pair {some.name(0)}"
     space = explored(laq(), some)
-    for pixels, panel in zip(drawn(widget), space.view(State()).panels, strict=True):
-        np.testing.assert_array_equal(pixels, panel.pixels)
+    for i, panel in enumerate(space.view(State()).panels):
+        np.testing.assert_array_equal(shown(widget, i), panel.pixels)
 
 
 def test_runs_of_other_models_or_other_data_are_refused(run: Run, tmp_path: Path) -> None:

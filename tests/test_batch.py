@@ -20,7 +20,7 @@ from nbformat.v4 import new_notebook
 from projects import KERNEL, OPEN, PARAMETERS, REPORT, SEED, make_project, make_sweep, write_notebook, write_params
 
 from workbench import batch, runs
-from workbench.batch import run_folder
+from workbench.batch import run_folders
 from workbench.checkpoints import load_checkpoint
 from workbench.config import ConfigError
 from workbench.datasets.threads import usable_cores
@@ -30,6 +30,10 @@ from workbench.runs import Run, RunError, open_run
 from workbench.tasks import Task, plan
 
 TESTS = Path(__file__).parent
+
+
+def run_folder(folder: Path, overrides: dict[str, str], **asked: Any) -> int:
+    return run_folders([folder], overrides, **asked)
 
 
 @pytest.fixture
@@ -92,10 +96,10 @@ def test_all_notebooks_run_in_order_and_a_second_time_none(
     outputs = project / "outputs" / "demo"
     assert (outputs / "one" / "01_first.html").read_text().lstrip().lower().startswith("<!doctype html>")
     assert f"look at {outputs}/*/*.html" in capsys.readouterr().out
-    before = {path: path.stat().st_mtime_ns for path in outputs.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in outputs.rglob("*") if path.name != "run.lock"}
     assert run_folder(project / "params" / "demo", {}) == 0
     assert len(executed) == 2, "a finished notebook ran again"
-    assert {path: path.stat().st_mtime_ns for path in outputs.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in outputs.rglob("*") if path.name != "run.lock"} == before
     assert f"01_first: finished on {time.strftime('%Y-%m-%d')}" in (out := capsys.readouterr().out)
     assert f"left as it is ({outputs}/one)" in out
 
@@ -175,6 +179,51 @@ def test_what_the_kernel_reports_is_shown(project: Path, monkeypatch: pytest.Mon
     assert shown[0] == "02  0:00  training 5/9 mse 0.5  1:01 left"
 
 
+# --- several points, without kernels ---
+
+
+def test_every_point_is_executed_and_a_failure_ends_its_own_only(
+    project: Path, executed: list[Task], capsys: pytest.CaptureFixture
+) -> None:
+    assert run_folder(project / "params" / "demo", {}, grid=["n=12,13,14"]) == 1
+    names = ["n=12/01_first", "n=12/02_second", "n=13/01_first", "n=14/01_first", "n=14/02_second"]
+    assert [task.name for task in executed] == names
+    folder = outputs_root() / "demo"
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "1 of 6 runs failed; the same command tries them again:",
+        f"  n=13/01_first: ValueError in cell [3]: 13 ({folder}/n=13/one/01_first.ipynb)",
+    ]
+    assert run_folder(project / "params" / "demo", {}, grid=["n=14,15"]) == 0
+    assert [task.name for task in executed[5:]] == ["n=15/01_first", "n=15/02_second"], "what is finished ran again"
+    assert f"look at {folder}/*/*/*.html" in capsys.readouterr().out
+
+
+def test_several_folders_are_executed_in_order(project: Path, executed: list[Task]) -> None:
+    (project / "params" / "other").mkdir()
+    (project / "params" / "other" / "01_first.yaml").write_text("run: one")
+    assert run_folders([project / "params" / name for name in ("other", "demo")], {}) == 0
+    assert [task.name for task in executed] == ["other/01_first", "demo/01_first", "demo/02_second"]
+    with pytest.raises(ConfigError, match="^--jobs 2: .*params/other .*params/demo has no settings.yaml: "):
+        run_folders([project / "params" / name for name in ("other", "demo")], {}, jobs=2)
+
+
+def test_folders_of_two_projects_are_refused(project: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("notebooks", "params/demo"):
+        (elsewhere / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="lie in different projects: run them one by one"):
+        run_folders([project / "params" / "demo", elsewhere / "params" / "demo"], {})
+
+
+def test_two_processes_at_one_experiment_are_one_too_many(project: Path, executed: list) -> None:
+    folder = outputs_root() / "demo"
+    folder.mkdir(parents=True)
+    for grid in ([], ["n=1,2"]):
+        with Run(folder).lock(), pytest.raises(RunError, match=f"^{folder} is in use by process {os.getpid()} on "):
+            run_folder(project / "params" / "demo", {}, grid=grid)
+    assert executed == []
+
+
 # --- sweeps, without kernels ---
 
 
@@ -235,7 +284,7 @@ def test_a_failed_run_stops_no_other_and_is_tried_again(
     place = outputs_root() / "demo" / "V1-0"
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
-        "1 of 4 runs failed; the same command tries them again:",
+        "1 of 6 runs failed; the same command tries them again:",
         f"  V1-0: ValueError in cell [3]: 13 ({place}/02_train.ipynb)",
     ]
     assert describe_run(place)["state"] == "failed ValueError in cell [3]: 13"
@@ -259,7 +308,7 @@ def test_whatever_happens_to_a_run_stops_no_other(
     pretended.ends = {"V1-0": full}
     assert run_folder(sweep, {}) == 1
     assert pretended.names == ["01_first", "V1-0", "V2-0", "06_report"]
-    assert "  V1-0: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert f"  V1-0: {outputs_root()}/demo/V1-0: the disk is full (" in capsys.readouterr().out
     config = outputs_root() / "demo" / "V2-0" / "config.json"
     source = {"run": "gone", "file": "model.safetensors", "weights": "ab"}
     runs.write_json(config, runs.read_json(config) | {"source": source})
@@ -331,7 +380,7 @@ def test_two_processes_at_one_sweep_are_one_too_many(sweep: Path, pretended: Pre
 
 def test_outputs_that_cannot_be_written(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_OUTPUTS", str(sweep / "settings.yaml"))
-    rule = "choose another outputs folder with the environment variable WORKBENCH_OUTPUTS, or change its permissions"
+    rule = "choose another outputs folder with the environment variable WORKBENCH_OUTPUTS, change its permissions, or"
     with pytest.raises(RunError, match=rf"settings.yaml/demo cannot be written \(.*\): {rule}"):
         run_folder(sweep, {})
 
@@ -441,6 +490,47 @@ def test_a_training_that_is_stopped_goes_on_and_ends_as_undisturbed(
     assert tiny.metrics(run) == tiny.metrics(expected)
 
 
+FILL = """
+def fill(number):
+    if number != 7 or (this_run.path.parent / "filler").exists():
+        return
+    with (this_run.path.parent / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1000))
+        except OSError:
+            pass
+images.on_batch = fill
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts a small disk")
+def test_on_a_full_disk_a_run_says_so_and_goes_on_once_there_is_room(
+    project: Path, one_thread: None, capsys: pytest.CaptureFixture
+) -> None:
+    write_notebook(project, "01_first", OPEN.format(name="01_first"), TRAIN, FILL, FIT)
+    (project / "params" / "demo" / "02_second.yaml").unlink()
+    disk = outputs_root()
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5M", "none", disk], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        assert run_folder(project / "params" / "demo", {"lr": "0.0"}) == 1
+        run = Run(disk / "demo" / "one")
+        rule = "a run needs room for its checkpoints: make some, or choose another outputs folder with"
+        assert f"  01_first: {run.path}: the disk is full (0 MB free); {rule}" in capsys.readouterr().out
+        assert 0 < load_checkpoint(run.path / "checkpoints" / "last.ckpt")["step"] < tiny.STEPS
+        (disk / "demo" / "filler").write_bytes(b"")
+        assert run_folder(project / "params" / "demo", {"lr": "0.0"}) == 0
+        assert "resumed" in (run.path / "01_first.ipynb").read_text()
+        expected, _ = tiny.train(project / "undisturbed")
+        assert (run.path / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
+        assert tiny.metrics(run) == tiny.metrics(expected)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 SHOW = """
 import os
 from pathlib import Path
@@ -480,7 +570,7 @@ def test_a_sweep_that_is_stopped_goes_on_side_by_side(
     process = command(project, "--jobs", "2")
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1, out
-    assert "  V2-0: AssertionError in cell [6]: " in out and "1 of 2 runs failed" in out
+    assert "  V2-0: AssertionError in cell [6]: " in out and "1 of 4 runs failed" in out
     for run, step in zip(runs_of_sweep, steps, strict=True):
         executed = (run.path / "02_train.ipynb").read_text()
         assert f"resumed {run.path}/checkpoints/last.ckpt at step {step}" in executed

@@ -7,11 +7,12 @@ from workbench.plots import PALETTE
 
 
 def test_numbers_are_coloured_from_least_to_most() -> None:
-    found = colour_points(np.array([3, 1, 2]), "width [mm]")
+    found = colour_points(np.array([3.0, 1, 2]), "width [mm]")
     assert (found.label, found.kind) == ("width [mm]", "numbers")
     assert [text for text, _ in found.entries] == ["1", "1.5", "2", "2.5", "3"]
     hexes = ["#" + bytes(rgb).hex() for rgb in found.rgb]
     assert [hexes[1], hexes[2], hexes[0]] == [found.entries[i][1] for i in (0, 2, 4)]
+    assert [text for text, _ in colour_points(np.array([3, 1, 2]), "frame").entries] == ["1", "2", "3"]
     constant = colour_points(np.full(4, 0.5), "x")
     assert len(constant.entries) == 1 and constant.entries[0][0] == "0.5" and len(np.unique(constant.rgb, axis=0)) == 1
 

@@ -25,11 +25,12 @@ from workbench.conditioning import (
     prediction_milliseconds,
 )
 from workbench.config import ConfigError
+from workbench.health import NonFiniteError
 from workbench.models.enhanced_losses import PRESETS
 from workbench.process import Preempted
 from workbench.provenance import check_same_data
 from workbench.runs import Run, RunError, open_run
-from workbench.training import NonFiniteError, Trainer
+from workbench.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 END = {"mode": "end_to_end"}

@@ -82,7 +82,7 @@ def test_every_state_shows_what_its_latent_decodes_to_beside_the_nearest_sample(
             error = space.data.errors(x_hat, x[None])["relative_l2"][0]
         name = space.samples.name(nearest)
         assert view.panels[1].caption == (
-            f"nearest sample: {name}, distance {distances[nearest]:.3g} in z, {space.data.error_name} {error:.3g}"
+            f"{name}, distance {distances[nearest]:.3g} in z, {space.data.error_name} {error:.3g}"
         )
         pictures.add(view.panels[0].pixels.tobytes())
     assert len(pictures) >= 6, "states show different pictures"
@@ -133,6 +133,17 @@ def test_of_equally_near_samples_the_first_is_the_neighbour(clips: Space) -> Non
     explored = with_latents(clips, z).explore()
     assert explored.map.nearest(torch.zeros(3)) == (1, 1.0)
     assert explored.map.nearest(torch.tensor([0.0, -0.5, 0])) == (2, 0.5)
+
+
+def test_errors_are_those_that_every_sample_is_shown_with(space: Space) -> None:
+    explored, shown = space.explore(), []
+    for sample in range(len(space.samples)):
+        view = explored.view(State(mode="hover", hover=sample))
+        assert view.neighbour == sample
+        shown.append(float(view.panels[1].caption.split()[-1]))
+    values, label = explored.errors()
+    np.testing.assert_allclose(values, shown, rtol=6e-3)
+    assert label == space.data.error_label and len(set(shown)) > 3
 
 
 # --- the map and the sliders ---

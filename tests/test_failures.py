@@ -11,12 +11,13 @@ from tiny import QUICK, SETTINGS, Images, Linear, N, conv_vae, sends, stepped, t
 
 from workbench import training
 from workbench.checkpoints import load_checkpoint
+from workbench.health import NonFiniteError
 from workbench.listing import describe_run
 from workbench.models.conv_vae import ConvVAE
 from workbench.process import Preempted
 from workbench.runs import Run
 from workbench.schedule import TrainConfig, vae_weights
-from workbench.training import NonFiniteError, Trainer
+from workbench.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,19 @@ def test_other_columns_colour_by_name(space: Space, tmp_path: Path) -> None:
     assert [text for text, _ in widget.legend["entries"]] == sorted(set(space.samples.column("clip")))
 
 
+def test_errors_colour_the_map_unless_the_data_have_such_a_column(
+    space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widget, errors = explore(*space, Run(tmp_path), "error"), space.explore().errors()[0]
+    assert (widget.legend["kind"], widget.legend["label"]) == ("numbers", space.data.error_label)
+    colours = np.frombuffer(widget.colours, np.uint8).reshape(-1, 3).tolist()
+    least, most = (colours[i] for i in (errors.argmin(), errors.argmax()))
+    assert [bytes(colour).hex() for colour in (least, most)] == [widget.legend["entries"][i][1][1:] for i in (0, -1)]
+    table = space.samples.table().assign(error=["low", "high"] * 5)
+    monkeypatch.setattr(type(space.samples), "table", lambda self: table)
+    assert explore(*space, Run(tmp_path), "error").legend["label"] == "error"
+
+
 @pytest.mark.parametrize("pins", [(1, 2, 3), (0, 10), (-1,)])
 def test_pins_must_be_samples(space: Space, tmp_path: Path, pins: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"pins=\[.*\]: must be at most two samples, from 0 to 9"):
@@ -63,6 +77,13 @@ def test_runs_that_cannot_be_explored_are_refused(finished: Run) -> None:
     config.write_text(whole.replace(finished.config["data"]["fingerprint"], "0" * 16))
     with pytest.raises(RunError, match="was trained on other data or another split"):
         explore_run(finished.path)
+    entries = json.loads(whole)
+    nameless = {k: v for k, v in entries["parameters"].items() if k != "data_kind"}
+    for damaged in ({k: v for k, v in entries.items() if k != "data"}, entries | {"parameters": nameless}):
+        config.write_text(json.dumps(damaged))
+        for opened in (explore_run, lambda path: explore_runs([path, path.parent])):
+            with pytest.raises(RunError, match="config.json says not on which data: restore it, or train the run ag"):
+                opened(finished.path)
     config.write_text(whole)
     weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="model.safetensors"):
@@ -147,8 +168,17 @@ def test_strips_of_two_runs_go_where_they_are_asked_for(finished: Run, space: Sp
 
 
 def test_side_by_side_takes_two_autoencoders(finished: Run) -> None:
-    with pytest.raises(DataError, match=r"1 run\(s\) \(r\): must be two different ones"):
-        explore_runs([finished.path, finished.path])
+    path = finished.path
+    for paths, found in (([path, path / ".." / path.name], "1"), ([], "0"), ([path, path / "a", path / "b"], "3")):
+        with pytest.raises(RunError, match=rf"{found} run\(s\) \(.*\): must be two different ones; name two"):
+            explore_runs(paths)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(finished: Run, tmp_path: Path) -> None:
+    for root in ("one", "other"):
+        shutil.copytree(finished.path, tmp_path / root / "e" / "r")
+    widget = explore_runs([tmp_path / "one" / "e" / "r", tmp_path / "other" / "e" / "r"], device="cpu")
+    assert [panel["title"] for panel in widget.panels] == ["one/e/r", "other/e/r", "nearest sample"]
 
 
 def test_side_by_side_are_no_models_of_actions(finished: Run, space: Space, tmp_path: Path) -> None:

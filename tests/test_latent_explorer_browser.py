@@ -1,70 +1,62 @@
 """The latent explorer in a real JupyterLab, driven by headless Chromium: what it draws is what Python decodes."""
 
-import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import numpy as np
-import psutil
 import pytest
 import torch
+from conditioned import SHARES, write_simulations
 from matplotlib.figure import Figure
 
+from benchmarks.lab import THEME, chromium, jupyterlab, missing
+from workbench.action_codes import actions_of, frequent_words
+from workbench.action_comparison import full_pairs
+from workbench.action_exploration import load_action_model
 from workbench.comparison import decode, encode_split
+from workbench.conditioning import predict
 from workbench.datasets.opening import open_data
 from workbench.datasets.synthetic import write_pushing
-from workbench.interpolation import METHODS, prior_samples
+from workbench.interpolation import METHODS, prior_samples, random_pairs
 from workbench.latent_explorer import explore_run
-from workbench.models import build_vae
+from workbench.latent_map import LatentMap
+from workbench.models import VAES, build_vae
 from workbench.runs import load_run, open_run
 from workbench.schedule import TrainConfig, vae_weights
 from workbench.training import fit
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("Chromium is missing: apt-get install chromium", allow_module_level=True)
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+from explorer_page import Explorer, Project, alone, place, wait_until
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SAMPLES = 40
-MODEL = {"hidden_dims": [8, 16, 32], "latent_dim": 6, "image_size": 32}
+CLIPS = {"data_kind": "clips", "hidden_dims": [8, 16, 32], "latent_dim": 6, "image_size": 32}
+DECODED, REAL = 1, 2
+"""Panels of a pair of frames, after the first frame."""
+OVER_TIME = 2
+"""Panel of a field, after the decoded one and the real one."""
 TRAINING = {"epochs": 8, "batch_size": 32, "lr": 2e-3, "device": "cpu", "images_every": 1000}
 CELL = """
 from workbench.latent_explorer import explore_run
 explore_run({path!r}, most={samples}, device="cpu")
 """
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-OWN = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR"]
-OWN += ["JUPYTERLAB_WORKSPACES_DIR"]
-IDLE = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-RUN = "window.jupyterapp.commands.execute('notebook:run-all-cells')"
-THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
+WAVES = {"data_kind": "simulation", "filters": [6, 4], "latent_dim": 3, "hier_latent_dim": 2, "output_norm": False}
 PIXEL = "(c, at) => Array.from(c.getContext('2d').getImageData(at.x, at.y, 1, 1).data)"
-PIXELS = "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
-WAIT_MS, WAIT_S = 120_000, 20
 
 
-def train(folder: Path) -> Path:
-    """A run of a small VAE on 960 frames; some seconds."""
-    data = {"data": str(write_pushing(folder / "pushing", 60, 16, 32)), "cache_dir": str(folder / "cache")}
-    parameters = {"experiment": "e", "run": "vae", "data_kind": "clips"} | MODEL | data
-    opened, config = open_data(parameters), TrainConfig(**TRAINING)
-    run = open_run(parameters | opened.config.model_dump() | config.model_dump(), folder)
-    run.record(data={"name": "pushing", "fingerprint": opened.fingerprint})
+def train(outputs: Path, experiment: str, parameters: dict[str, Any], **training: Any) -> Path:
+    """A run of a small VAE, outputs/<experiment>/vae."""
+    parameters = parameters | {"experiment": experiment, "run": "vae", "cache_dir": str(outputs / "cache")}
+    opened, config = open_data(parameters), TrainConfig(**TRAINING | training)
+    run = open_run(parameters | opened.config.model_dump() | config.model_dump(), outputs)
+    run.record(data={"name": "data", "fingerprint": opened.fingerprint})
     torch.manual_seed(0)
     model = build_vae(parameters, opened.sizes)
     sets = (opened.split("train"), opened.split("val"), config, run, vae_weights(config, model.terms))
-    fit(model, "conv_vae", *sets, lambda x, x_hat: Figure())
+    fit(model, VAES[parameters["data_kind"]], *sets, lambda x, x_hat: Figure())
     return run.path
 
 
@@ -72,7 +64,7 @@ class Truth:
     """What Python decodes: the model, its samples and their latents, and where they lie on the map."""
 
     def __init__(self, path: Path) -> None:
-        self.model, trained = load_run(path)
+        self.path, (self.model, trained) = path, load_run(path)
         self.data = open_data(trained["parameters"])
         self.samples = self.data.split("test").subset(SAMPLES)
         self.z = encode_split(self.model, self.samples, SAMPLES).mu
@@ -80,9 +72,7 @@ class Truth:
         self.points = np.frombuffer(explorer.points, "<f4").reshape(-1, 2)
         self.colours = np.frombuffer(explorer.colours, np.uint8).reshape(-1, 3)
         self.moves = [int(slider["name"][2 : slider["name"].index("]")]) for slider in explorer.dimensions]
-        spread = np.linalg.norm(self.points[:, None] - self.points[None], axis=-1) + 9 * np.eye(SAMPLES)
-        self.alone = np.argsort(-spread.min(1))[:3].tolist()
-        """Three samples without others close to them on the map."""
+        self.alone = alone(self.points)
 
     def pixels(self, z: torch.Tensor) -> np.ndarray:
         return self.data.pixels(decode(self.model, z[None])[0])
@@ -94,160 +84,25 @@ class Truth:
         return self.pixels(METHODS[method](self.z[a], self.z[b], torch.tensor([position]))[0])
 
 
-@contextmanager
-def started(folder: Path) -> Iterator[str]:
-    """JupyterLab over a folder, behind a token; its address. It and its kernels are ended in every case."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"]
-    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--expose-app-in-browser"]
-    own = {name: str(folder.parent / name.lower()) for name in OWN}
-    notices = folder.parent / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
-    notices.mkdir(parents=True)
-    (notices / "notification.jupyterlab-settings").write_text('{"checkForUpdates": false, "fetchNews": "false"}')
-    environment = os.environ | own | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    with (folder.parent / "jupyterlab.log").open("w") as log:
-        server = psutil.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_for_server(server, f"http://127.0.0.1:{port}/api?token={token}", folder.parent / "jupyterlab.log")
-            yield f"http://127.0.0.1:{port}/lab/tree/walk.ipynb?token={token}&reset"
-        finally:
-            end(server)
-
-
-def wait_for_server(server: psutil.Popen, address: str, log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"JupyterLab does not answer:\n{log.read_text()}")
-
-
-def end(server: psutil.Popen) -> None:
-    """End a server and all that it started; kernels have sessions of their own, which no group signal reaches."""
-    family = [server, *(server.children(recursive=True) if server.is_running() else [])]
-    server.terminate()
-    psutil.wait_procs([server], timeout=15)
-    for process in family:
-        if process.is_running():
-            process.kill()
-    psutil.wait_procs(family, timeout=5)
-
-
-@contextmanager
-def opened_page(address: str, profile: Path) -> Iterator[playwright.Page]:
-    """The notebook in Chromium, its kernel ready."""
-    with playwright.sync_playwright() as driver:
-        settings = {"executable_path": CHROMIUM, "args": FLAGS, "viewport": {"width": 1500, "height": 1000}}
-        browser = driver.chromium.launch_persistent_context(str(profile), **settings)
-        page = browser.pages[0]
-        page.goto(address, timeout=WAIT_MS)
-        page.wait_for_function(IDLE, timeout=WAIT_MS)
-        yield page
-        browser.close()
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not done():
-        assert time.monotonic() < deadline, f"did not come about within {WAIT_S} s"
-        time.sleep(0.02)
-
-
-class Explorer:
-    """The explorer on the page."""
-
-    def __init__(self, page: playwright.Page, truth: Truth) -> None:
-        self.page, self.truth, self.errors = page, truth, []
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.run_all()
-
-    def run_all(self) -> None:
-        """Run all cells; any explorer there was is replaced."""
-        self.page.evaluate("document.querySelectorAll('.latent-explorer').forEach(root => root.remove())")
-        self.page.evaluate(RUN)
-        self.root = self.page.locator(".latent-explorer[data-answered]")
-        self.root.wait_for(timeout=WAIT_MS)
-        self.area, self.path = self.root.locator(".lx-area"), self.root.get_by_label("A → B", exact=True)
-
-    @property
-    def answered(self) -> int:
-        return int(self.root.get_attribute("data-answered"))
-
-    def drawn(self, picture: str = "picture") -> np.ndarray:
-        """Pixels (h, w, 3) on a canvas."""
-        canvas = self.root.locator(f".lx-{picture} canvas")
-        height, width = int(canvas.get_attribute("height")), int(canvas.get_attribute("width"))
-        rgba = np.array(canvas.evaluate(PIXELS), np.uint8).reshape(height, width, 4)
-        assert (rgba[..., 3] == 255).all()
-        return rgba[..., :3]
-
-    def apart(self, expected: np.ndarray, picture: str = "picture") -> int:
-        """Largest difference between what is drawn and pixels [of 255]."""
-        return int(np.abs(self.drawn(picture).astype(int) - expected).max())
-
-    def caption(self) -> str:
-        return self.root.locator(".lx-picture figcaption").inner_text()
-
-    def message(self) -> str:
-        return self.root.get_by_role("status").inner_text()
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def point(self, sample: int) -> dict[str, float]:
-        """Where a sample lies in the area of the map [px]."""
-        x, y = self.truth.points[sample].tolist()
-        return {"x": 16 + 388 * x, "y": 16 + 388 * (1 - y)}
-
-    def pin(self, a: int, b: int, position: int = 0) -> None:
-        """Pin two samples by keys, and go to a place on the path [percent] with the method lerp."""
-        for sample, key in ((a, "a"), (b, "b")):
-            self.area.hover(position=self.point(sample))
-            self.area.press(key)
-        self.root.get_by_label("slerp").check()
-        self.root.get_by_label("lerp", exact=True).check()
-        self.path.focus()
-        self.press("Home", *["ArrowRight"] * position)
-
-    def shows(self, expected: np.ndarray, picture: str = "picture") -> None:
-        """Wait until the canvas holds these pixels, up to the last digit of rounding."""
-        wait_until(lambda: self.apart(expected, picture) <= 1)
-
-    def changes_to(self, expected: np.ndarray, act: Callable[[], object]) -> None:
-        """What is drawn before `act` is something else, and after it this."""
-        assert self.apart(expected) > 1, "the picture need not change"
-        act()
-        self.shows(expected)
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("browser")
+    environment = {"OMP_NUM_THREADS": "1", "WORKBENCH_OUTPUTS": str(folder / "lab" / "outputs")}
+    with jupyterlab(folder, **environment) as address, chromium(folder) as page:
+        project = Project(folder / "lab", address, page)
+        yield project
+        assert project.errors == []
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("browser")
+def truth(one_thread: None, project: Project) -> Truth:
+    data = {"data": str(write_pushing(project.folder / "pushing", 60, 16, 32))}
+    return Truth(train(project.folder / "outputs", "clips", CLIPS | data))
 
 
 @pytest.fixture(scope="module")
-def truth(one_thread: None, folder: Path) -> Truth:
-    return Truth(train(folder))
-
-
-@pytest.fixture(scope="module")
-def explorer(truth: Truth, folder: Path) -> Iterator[Explorer]:
-    lab = folder / "lab"
-    lab.mkdir()
-    cell = nbformat.v4.new_code_cell(CELL.format(path=str(folder / "e" / "vae"), samples=SAMPLES))
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), lab / "walk.ipynb")
-    with started(lab) as address, opened_page(address, folder / "profile") as page:
-        explorer = Explorer(page, truth)
-        yield explorer
-        assert explorer.errors == []
+def explorer(truth: Truth, project: Project) -> Explorer:
+    return project.show("walk", CELL.format(path=str(truth.path), samples=SAMPLES))
 
 
 def test_it_begins_with_the_first_sample_and_asks_for_pins(explorer: Explorer, truth: Truth) -> None:
@@ -258,26 +113,26 @@ def test_it_begins_with_the_first_sample_and_asks_for_pins(explorer: Explorer, t
 
 def test_hovering_decodes_the_sample_under_the_cursor_and_names_it(explorer: Explorer, truth: Truth) -> None:
     for sample in truth.alone:
-        where = explorer.point(sample)
+        where = truth.points[sample]
         expected = truth.pixels(truth.z[sample])
-        explorer.changes_to(expected, lambda where=where: explorer.area.hover(position=where))
+        explorer.changes_to(expected, lambda where=where: explorer.hover(where))
         assert truth.samples.name(sample) in explorer.caption()
         explorer.shows(truth.real(sample), "neighbour")
-        colour = explorer.area.locator("canvas").evaluate(PIXEL, where)
+        colour = explorer.area.locator("canvas").evaluate(PIXEL, place(where))
         assert colour == [*truth.colours[sample].tolist(), 255], "the point is not drawn where it is found"
 
 
 def test_clicks_pin_a_then_b_and_keys_walk_between_them(explorer: Explorer, truth: Truth) -> None:
     explorer.run_all()
     a, b, _ = truth.alone
-    explorer.area.click(position=explorer.point(a))
+    explorer.click(truth.points[a])
     explorer.shows(truth.pixels(truth.z[a]))
-    explorer.changes_to(truth.pixels(truth.z[b]), lambda: explorer.area.click(position=explorer.point(b)))
+    explorer.changes_to(truth.pixels(truth.z[b]), lambda: explorer.click(truth.points[b]))
     assert explorer.area.locator("text").all_text_contents() == ["A", "B"]
     across = [
         float(x) for x in explorer.area.locator("text").evaluate_all("marks => marks.map(m => m.getAttribute('x'))")
     ]
-    assert across == pytest.approx([explorer.point(a)["x"], explorer.point(b)["x"]], abs=0.01)
+    assert across == pytest.approx([place(truth.points[i])["x"] for i in (a, b)], abs=0.01)
     explorer.path.focus()
     explorer.changes_to(truth.between(a, b, 0.01, "lerp"), lambda: explorer.press("ArrowRight"))
     explorer.changes_to(truth.between(a, b, 0.4, "lerp"), lambda: explorer.press(*["ArrowRight"] * 39))
@@ -292,7 +147,7 @@ def test_clicks_pin_a_then_b_and_keys_walk_between_them(explorer: Explorer, trut
 
 def test_arrows_go_from_sample_to_sample_on_the_map_and_enter_pins(explorer: Explorer, truth: Truth) -> None:
     start = truth.alone[0]
-    explorer.area.hover(position=explorer.point(start))
+    explorer.hover(truth.points[start])
     explorer.area.focus()
     apart = truth.points - truth.points[start]
     for key, along, across in (("ArrowRight", 0, 1), ("ArrowLeft", 0, 1), ("ArrowUp", 1, 0), ("ArrowDown", 1, 0)):
@@ -310,7 +165,7 @@ def test_arrows_go_from_sample_to_sample_on_the_map_and_enter_pins(explorer: Exp
 
 def test_play_takes_every_step_to_b_and_loop_comes_back(explorer: Explorer, truth: Truth) -> None:
     a, b, _ = truth.alone
-    explorer.pin(a, b, 90)
+    explorer.pin(*truth.points[[a, b]], 90)
     explorer.shows(truth.between(a, b, 0.9, "lerp"))
     before = explorer.answered
     explorer.changes_to(truth.pixels(truth.z[b]), lambda: explorer.press("p"))
@@ -328,7 +183,7 @@ def test_play_takes_every_step_to_b_and_loop_comes_back(explorer: Explorer, trut
 
 def test_sliders_move_their_dimension_and_reset_goes_back_to_a(explorer: Explorer, truth: Truth) -> None:
     a, b, _ = truth.alone
-    explorer.pin(a, b)
+    explorer.pin(*truth.points[[a, b]])
     explorer.shows(truth.pixels(truth.z[a]))
     slider = explorer.root.locator(".lx-dimensions input").first
     slider.focus()
@@ -345,17 +200,17 @@ def test_a_random_draw_is_one_of_the_prior(explorer: Explorer, truth: Truth) -> 
     explorer.changes_to(truth.pixels(prior_samples(1, size, 2)[0]), button.click)
 
 
-def test_the_strip_is_saved_in_the_run_folder(explorer: Explorer, truth: Truth, folder: Path) -> None:
+def test_the_strip_is_saved_in_the_run_folder(explorer: Explorer, truth: Truth, project: Project) -> None:
     a, b, _ = truth.alone
-    explorer.pin(a, b)
+    explorer.pin(*truth.points[[a, b]])
     explorer.root.get_by_role("button", name="save strip").click()
     wait_until(lambda: "strip-1" in explorer.message())
-    assert (folder / "e" / "vae" / "samples" / "strip-1.npz").exists()
+    assert (project.folder / "outputs" / "clips" / "vae" / "samples" / "strip-1.npz").exists()
 
 
 def test_a_cell_that_is_run_again_goes_on_where_it_was(explorer: Explorer, truth: Truth) -> None:
     a, b, _ = truth.alone
-    explorer.pin(a, b, 30)
+    explorer.pin(*truth.points[[a, b]], 30)
     explorer.shows(truth.between(a, b, 0.3, "lerp"))
     explorer.run_all()
     explorer.shows(truth.between(a, b, 0.3, "lerp"))
@@ -388,3 +243,77 @@ def test_text_and_marks_are_readable(explorer: Explorer, theme: str) -> None:
     explorer.page.locator(f"body[data-jp-theme-name='{theme}']").wait_for(state="attached")
     for part in ("figcaption", ".lx-marks", ".lx-label", ".lx-slider", "path:not(.lx-halo)"):
         assert explorer.root.locator(part).first.evaluate(CONTRAST) >= 4.5, part
+
+
+def test_notebook_04_walks_where_its_paths_are(project: Project, truth: Truth) -> None:
+    """All its cells, then keys, mouse and pins."""
+    small = {"eval_samples": SAMPLES, "measured_pairs": 2, "measured_steps": 3, "steps": 3, "shown_pairs": 1}
+    explorer = project.open("04_interpolate_latents", experiment="clips", device="cpu", **small)
+    a, b = random_pairs(SAMPLES, 1, torch.Generator().manual_seed(0))[0]
+    explorer.shows(truth.between(a, b, 0.0, "lerp"))
+    explorer.path.focus()
+    explorer.changes_to(truth.between(a, b, 0.2, "lerp"), lambda: explorer.press(*["ArrowRight"] * 20))
+    first, second, third = truth.alone
+    explorer.changes_to(truth.pixels(truth.z[third]), lambda: explorer.hover(truth.points[third]))
+    explorer.changes_to(truth.pixels(truth.z[first]), lambda: explorer.click(truth.points[first]))
+    explorer.changes_to(truth.pixels(truth.z[second]), lambda: explorer.click(truth.points[second]))
+    explorer.path.focus()
+    explorer.changes_to(truth.between(first, second, 0.21, "lerp"), lambda: explorer.press("ArrowRight"))
+
+
+def test_notebook_03_redraws_the_field_for_chosen_conditions(project: Project) -> None:
+    """All its cells, then mouse, pins, and the sliders of the conditions."""
+    outputs, waves = project.folder / "outputs", write_simulations(project.folder / "waves")
+    data = {"data": str(waves / "fields.npy"), "conditions": str(waves / "conditions.csv")} | SHARES
+    truth = Truth(train(outputs, "waves", WAVES | data, epochs=40, batch_size=8, lr=1e-2))
+    small = {"epochs": 20, "batch_size": 8, "lr": 1e-2, "width": 8, "floor_components": 4}
+    explorer = project.open("03_train_conditioner", experiment="waves", device="cpu", **small)
+    conditioner = load_run(outputs / "waves" / "conditioner")[0]
+    first, second, third = truth.alone
+    explorer.changes_to(truth.pixels(truth.z[third]), lambda: explorer.hover(truth.points[third]))
+    over_time = truth.data.traces(decode(truth.model, truth.z[third][None])[0], truth.samples[third]["x"])[1]
+    explorer.shows(over_time, OVER_TIME)
+    explorer.changes_to(truth.pixels(truth.z[first]), lambda: explorer.click(truth.points[first]))
+    explorer.changes_to(truth.pixels(truth.z[second]), lambda: explorer.click(truth.points[second]))
+    amplitude, phase = truth.samples.conditions([second])[0].tolist()
+    slider = explorer.root.get_by_label("amplitude", exact=True)
+    assert float(slider.input_value()) == pytest.approx(amplitude, abs=0.01), "the sample's own"
+    slider.focus()
+    for key in ("Home", "End"):
+        chosen = torch.tensor([[float(slider.get_attribute({"Home": "min", "End": "max"}[key])), phase]])
+        expected = truth.data.pixels(predict(conditioner, truth.model, chosen, 1)[1][0])
+        explorer.changes_to(expected, lambda key=key: explorer.press(key))
+
+
+def test_notebook_05_lets_codes_act_on_a_first_frame(project: Project, truth: Truth) -> None:
+    """All its cells, then mouse, a pin, and the buttons of the codes."""
+    small = {"image_size": 32, "patch_size": 4, "dim": 16, "heads": 2, "dim_head": 8, "hidden_dims": [8, 16]}
+    small |= {"training_steps": 40, "batch_size": 16, "lr": 5e-3, "quantizers": [], "kl_weights": []}
+    small |= {"frame_stride": 1, "pair_offset": 6, "eval_samples": SAMPLES, "floor_samples": 100}
+    small |= {"displacement": [], "folds": 2, "probe_samples": 40, "permutations": 19}
+    clips = str(project.folder / "pushing")
+    explorer = project.open("05_compare_vae_laq", experiment="clips", device="cpu", data=clips, **small)
+    rival, data = load_action_model(project.folder / "outputs" / "clips" / "comparison" / "parts" / "laq-0")
+    pairs = full_pairs(data.split("test")).subset(SAMPLES)
+    found = actions_of(rival, pairs, SAMPLES)
+    points, words = LatentMap(found.features.flatten(1), pairs).points, frequent_words(found, 8)
+    act = lambda frame, codes: rival.imagine(frame, codes[None])  # noqa: E731
+    pinned, hovered = alone(points, 2)
+    first = pairs[pinned]["first"][None]
+    for i, choose in ((hovered, explorer.hover), (pinned, explorer.click)):
+        own = data.pixels(act(pairs[i]["first"][None], found.indices[i])[0])
+        explorer.changes_to(own, lambda i=i, choose=choose: choose(points[i]), DECODED)
+    explorer.shows(data.pixels(first[0]))
+    explorer.shows(data.pixels(pairs[pinned]["x"]), REAL)
+    buttons = explorer.root.get_by_role("group", name="codes").get_by_role("button")
+    assert buttons.all_inner_texts() == list(words)
+    one, another, *_ = (word for word in words if not torch.equal(words[word], found.indices[pinned]))
+    frame = first
+    for number, word in ((1, one), (2, another)):
+        frame = act(frame, words[word])
+        pixels = data.pixels(frame[0])
+        assert explorer.apart(pixels, 1) > 1, "the code does nothing"
+        explorer.root.get_by_role("button", name=word).press("Enter")
+        explorer.shows(pixels, number)
+    explorer.root.get_by_role("button", name="clear").click()
+    explorer.shows(data.pixels(pairs[pinned]["x"]), REAL)

@@ -49,6 +49,17 @@ def test_of_equally_near_samples_the_first_is_the_nearest() -> None:
     assert found.nearest(torch.tensor([0.0, -0.5, 0])) == (2, 0.5)
 
 
+def test_only_finite_latents_are_located() -> None:
+    found = mapped([[3.0, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 2]])
+    here, index, distance = found.locate(torch.tensor([0.0, -2, 0]))
+    np.testing.assert_array_equal(here, found.place(torch.tensor([[0.0, -2, 0]]))[0])
+    assert (index, distance) == (2, 1.0) and found.locate(found.z[1])[1:] == (1, 0.0)
+    np.testing.assert_array_equal(found.locate(found.z[1])[0], found.points[1])
+    for broken in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="the latent is not finite: the model is broken; take a better checkpoint"):
+            found.locate(torch.tensor([0.0, broken, 0]))
+
+
 def test_paths_go_from_a_to_b() -> None:
     found = mapped([[2.0, 0], [0, 2], [1, 1]])
     ends = torch.tensor([0.0, 1.0])

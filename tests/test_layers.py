@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from workbench.layers import LatentLayout, Posterior
+from workbench.layers import Dropout, LatentLayout, Posterior, Shard, shard, sharded
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -70,3 +70,34 @@ def test_flatten_refuses_other_latents(latents: dict[str, tuple[int, ...]]) -> N
 def test_unflatten_refuses_another_length() -> None:
     with pytest.raises(ValueError, match=r"z has 4 values per sample: must have 5 \(\{'a': \(2,\), 'b': \(3,\)\}\)"):
         LatentLayout(a=(2,), b=(3,)).unflatten(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [2, 4])
+def test_dropout_and_noise_are_drawn_for_the_whole_batch(size: int, memory_format: torch.memory_format) -> None:
+    """The parts together have the numbers that one process draws, in every layout of memory."""
+    dropout, x = Dropout(0.4), torch.randn(8, 3, 5, 5).contiguous(memory_format=memory_format)
+    torch.manual_seed(1)
+    whole = torch.cat([dropout(x), torch.randn_like(x)])
+    assert (whole == 0).sum() > 100
+    kept, drawn = [], []
+    for rank, part in enumerate(x.chunk(size)):
+        torch.manual_seed(1)
+        with sharded(Shard(rank, size)):
+            kept.append(dropout(part))
+            drawn.append(shard().drawn_like(part, torch.randn_like))
+    assert torch.equal(torch.cat([*kept, *drawn]), whole)
+    assert shard().size == 1
+
+
+def test_dropout_is_nothing_at_evaluation_and_at_0() -> None:
+    x = torch.randn(4, 3)
+    with sharded(Shard(1, 2)):
+        assert torch.equal(Dropout(0.5).eval()(x), x) and torch.equal(Dropout(0.0)(x), x)
+
+
+def test_sums_over_the_shards() -> None:
+    """`gather` gives the rows of all."""
+    counts = torch.tensor([1, 2])
+    assert torch.equal(Shard().total(counts), counts)
+    assert torch.equal(Shard(0, 3, lambda x: torch.cat([x, x, 2 * x])).total(counts), 4 * counts)

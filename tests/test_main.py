@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench import batch
+from workbench import batch, cluster
 from workbench.__main__ import main
 from workbench.config import ConfigError
 from workbench.runs import RunError, open_run
@@ -35,7 +35,7 @@ def test_an_error_of_the_users_making_is_one_message(
     def fails(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr(batch, "run_folder", fails)
+    monkeypatch.setattr(batch, "run_folders", fails)
     assert main(["run", "params/demo"]) == 1
     output = capsys.readouterr()
     assert output.err == f"{error}\n" and output.out == ""
@@ -43,11 +43,43 @@ def test_an_error_of_the_users_making_is_one_message(
 
 def test_run_passes_folder_overrides_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    monkeypatch.setattr(batch, "run_folder", lambda *arguments: called.append(arguments) or 75)
+    monkeypatch.setattr(batch, "run_folders", lambda *arguments: called.append(arguments) or 75)
     assert main(["run", "params/demo", "-p", "lr=1e-4", "-p", "run=a=b"]) == 75
-    assert called.pop() == (Path("params/demo"), {"lr": "1e-4", "run": "a=b"}, None, None, [])
+    assert called.pop() == ([Path("params/demo")], {"lr": "1e-4", "run": "a=b"}, None, None, [], [])
     assert main(["run", "params/demo", "--seeds", "3", "--jobs", "2", "--accept-failures", "--accept-undecided"]) == 75
-    assert called.pop() == (Path("params/demo"), {}, 3, 2, ["failures", "undecided"])
+    assert called.pop() == ([Path("params/demo")], {}, 3, 2, ["failures", "undecided"], [])
+    assert main(["run", "params/demo", "params/zoo", "--grid", "lr=1,2", "--grid", "n=3"]) == 75
+    assert called.pop() == ([Path("params/demo"), Path("params/zoo")], {}, None, None, [], ["lr=1,2", "n=3"])
+
+
+def test_a_site_gets_the_command_that_a_job_can_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    for name in ("run_on_site", "detach"):
+        monkeypatch.setattr(cluster, name, lambda *arguments, name=name: called.append((name, *arguments)) or 3)
+    line = ["run", "params/demo", "--site", "cluster/slurm.py", "--seeds", "2", "--grid", "lr=1,2", "--accept-failures"]
+    asked = ([Path("params/demo")], {}, Path("cluster/slurm.py"), 2, ["failures"], ["lr=1,2"], line)
+    assert main(line) == 3 and called.pop() == ("run_on_site", *asked)
+    assert main([*line, "--detach"]) == 3 and called.pop() == ("detach", *asked)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--detach"], "--detach: needs --site FILE, a cluster to which it can be submitted\n"),
+        (
+            ["--site", "a.py", "--jobs", "2"],
+            "--jobs 2: a.py says how many runs go on at one time: leave it out\n",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["run", "params/demo", *words]) == 1
+    assert capsys.readouterr().err == message
+
+
+def test_watching_is_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["runs", str(tmp_path / "none"), "--watch"]) == 1
+    assert capsys.readouterr().err == f"{tmp_path}/none: no such folder\n"
 
 
 def test_an_override_without_a_value(capsys: pytest.CaptureFixture) -> None:
@@ -95,6 +127,7 @@ def test_doctor_looks_at_the_outputs_folder(tmp_path: Path, capsys: pytest.Captu
         ["rnu"],
         ["run"],
         ["run", "params/demo", "--seeds", "x"],
+        ["run", "params/demo", "--det"],
         ["import-config"],
         ["import-config", "condition.txt"],
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from projects import write_verdict_of
 
-from workbench.batch import run_folder
+from workbench.batch import run_folders
 from workbench.config import ConfigError
 from workbench.datasets.synthetic import write_pushing
 from workbench.paths import outputs_root
@@ -27,7 +27,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_plate_from_data_to_walk(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_OUTPUTS", str(outputs))
     monkeypatch.chdir(ROOT)
-    assert run_folder(ROOT / "params" / "demo-simulation", QUICK) == 0
+    assert run_folders([ROOT / "params" / "demo-simulation"], QUICK) == 0
     runs = {run: outputs_root() / "demo-simulation" / run for run in ("data", "vae", "conditioner", "walk")}
     figures = {run: json.loads((path / "summary.json").read_text()) for run, path in runs.items()}
     assert figures["vae"]["relative_l2_pca"] < figures["vae"]["relative_l2_mean"]
@@ -49,7 +49,7 @@ def test_pictures_as_conditions(outputs: Path, monkeypatch: pytest.MonkeyPatch) 
     assert pictures.is_dir(), "written by the test before"
     settings = QUICK | {"experiment": "pictures", "conditions": str(pictures), "conditioner": "cnn", "arms": "[]"}
     settings |= {"width": "4", "depth": "3", "colour_by": "run"}
-    assert run_folder(ROOT / "params" / "demo-simulation", settings) == 0
+    assert run_folders([ROOT / "params" / "demo-simulation"], settings) == 0
     summary = json.loads((outputs / "pictures" / "conditioner" / "summary.json").read_text())
     assert summary["relative_l2"] > 0 and summary["relative_l2_kernel_ridge"] > 0
 
@@ -71,7 +71,7 @@ def test_latent_actions_of_clips_without_labels_and_of_a_pair_of_images(
     settings |= {
         f"{name}_image": str(clips / "clip_00000" / f"img_{i:05d}.jpg") for name, i in (("first", 1), ("second", 6))
     }
-    assert run_folder(folder, settings) == 0
+    assert run_folders([folder], settings) == 0
     run = tmp_path / "outputs" / "unlabelled" / "comparison"
     drawn = {path.stem for path in (run / "figures").glob("*.png")}
     assert {"comparison", "pair", "rate_distortion", "code_grid", "transfer"} <= drawn and "probes" not in drawn
@@ -99,18 +99,18 @@ def test_phases_of_floor_plans_begin_from_the_verdict_before(outputs: Path, monk
     write_verdict_of(first, chosen, decided=False)
     quick = {"epochs": "1", "batch_size": "192", "floor_samples": "50", "floor_components": "4"}
     with pytest.raises(ConfigError, match="one seed decided nothing there: run params/layouts/phase1_1 --seeds 3, or"):
-        run_folder(ROOT / "params" / second, quick)
+        run_folders([ROOT / "params" / second], quick)
     tasks = plan(ROOT / "params" / second, quick, 2, ["undecided"])
     held = open_run(next(task.resolved for task in tasks if task.name == "V2-1"))
     with held.lock():  # as by another process, so that this run fails
-        assert run_folder(ROOT / "params" / second, quick, seeds=2, jobs=2, accept=["undecided"]) == 1
+        assert run_folders([ROOT / "params" / second], quick, seeds=2, jobs=2, accept=["undecided"]) == 1
     verdict = read_verdict(outputs / second / "report" / "verdict.yaml")
     assert verdict.failed == ["V2-1"] and verdict.seeds == [0] and not verdict.decided
     assert {name: verdict.parameters[name] for name in chosen} == chosen
     with pytest.raises(ConfigError, match="V2-1 failed there: run params/layouts/phase1_2 again, or go on without"):
-        run_folder(ROOT / "params" / third, quick)
+        run_folders([ROOT / "params" / third], quick)
     accept = ["failures", "undecided"]
-    assert run_folder(ROOT / "params" / third, quick, seeds=1, jobs=2, accept=accept) == 0
+    assert run_folders([ROOT / "params" / third], quick, seeds=1, jobs=2, accept=accept) == 0
     page = (outputs / third / "report" / "report.md").read_text()
     assert "Classes are told by the colours in V1_rgb, V2_rgb; by the head in V1_seg, V1_seg_cls, V2_seg" in page
     assert "V2_seg adds 0.0001 times the KL, the mean over its dimensions" in page and "PCA-49" in page

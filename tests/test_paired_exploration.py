@@ -65,10 +65,16 @@ def test_captions_tell_errors_and_the_nearest_sample_of_each(clips: Space) -> No
     for panel, space in zip(view.panels, (clips, other), strict=False):
         error = float(clips.data.error(decode(space.model, space.posterior.mu[4:5]), x)[0])
         assert panel.caption == f"sample {name(4)}, decoded; mse {error:.3g}"
-    assert view.panels[2].caption == f"nearest sample: {name(4)}, distance 0 in one, 0 in other"
+    assert view.panels[2].caption == f"{name(4)}, distance 0 in one, 0 in other"
     between = found.view(replace(PINNED, position=0.5))
     own = [space.explore().view(replace(PINNED, position=0.5)).neighbour for space in (clips, other)]
     assert all(name(sample) in between.panels[2].caption for sample in own)
+
+
+def test_errors_are_those_of_the_first(clips: Space) -> None:
+    values, label = paired(clips, retrained(clips, "clips")).errors()
+    np.testing.assert_array_equal(values, clips.explore().errors()[0])
+    assert label == "error [per element, [-1, 1] scale] of one"
 
 
 def test_the_map_is_that_of_the_first(clips: Space) -> None:
@@ -84,8 +90,9 @@ def test_both_draw_from_their_priors_or_none_does(clips: Space) -> None:
     found = paired(clips, other)
     view = found.view(State(mode="draw", draw=2))
     for panel, space in zip(view.panels, (clips, other), strict=False):
-        expected = space.explore().view(State(mode="draw", draw=2)).panels[0].pixels
-        np.testing.assert_array_equal(panel.pixels, expected)
+        expected = space.explore().view(State(mode="draw", draw=2)).panels[0]
+        np.testing.assert_array_equal(panel.pixels, expected.pixels)
+        assert panel.caption == "draw 2 from the prior", "without an error, as no sample is meant"
     other.model.noise_dim = 0
     fixed = paired(clips, other._replace(posterior=Posterior(other.posterior.mu)))
     assert found.draws and not fixed.draws

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from conditioned import SMALL, PictureData, conv_vae, hierarchical_vae, simulations
+from explored import shown
 from torch import nn
 
 from workbench.checkpoints import save_model
 from workbench.comparison import encode_split
 from workbench.conditioning import ConditioningConfig, build_conditioner
 from workbench.datasets.fields import Simulations
-from workbench.explorer_widget import LatentExplorer
 from workbench.latent_explorer import explore_run
 from workbench.layers import Posterior
 from workbench.models.conditioners import Conditioner
@@ -119,12 +119,6 @@ def test_a_run_brings_its_vae_and_its_data(runs: tuple[Run, Run], data: Simulati
         torch.testing.assert_close(vae.decode(z[None]), hierarchical_vae().eval().decode(z[None]), atol=1e-5, rtol=1e-4)
         assert isinstance(vae.encode(opened.split("test")[0]["x"][None]), Posterior)
     assert not any(parameter.requires_grad for parameter in vae.parameters())
-
-
-def shown(widget: LatentExplorer) -> np.ndarray:
-    """The first picture as the page draws it."""
-    panel = widget.panels[0]
-    return np.frombuffer(panel["pixels"], np.uint8).reshape(panel["height"], panel["width"], 4)[..., :3]
 
 
 def test_the_page_predicts_from_what_its_sliders_say(

@@ -52,8 +52,9 @@ def test_a_new_run_writes_its_configuration(tmp_path: Path) -> None:
 
 
 def test_the_same_configuration_is_opened_again_and_places_do_not_count(tmp_path: Path) -> None:
-    before = open_run(PARAMETERS | {"cache_dir": "/a", "decode_workers": 1}, tmp_path).config
-    again = open_run(PARAMETERS | {"cache_dir": "/b", "decode_workers": 9}, tmp_path)
+    places = {"cache_dir": "/a", "decode_workers": 1, "devices": 1, "num_nodes": 1}
+    before = open_run(PARAMETERS | places, tmp_path).config
+    again = open_run(PARAMETERS | {"cache_dir": "/b", "decode_workers": 9, "devices": 2, "num_nodes": 2}, tmp_path)
     assert again.config == before
 
 
@@ -283,3 +284,13 @@ def test_find_run_lists_what_there_is(tmp_path: Path) -> None:
     assert find_run("demo", "a", tmp_path) == path
     with pytest.raises(RunError, match="no run 'vae' in .*; it has a, b: train it first"):
         find_run("demo", "vae", tmp_path)
+
+
+def test_what_has_changed_is_added_to_what_had_before(tmp_path: Path) -> None:
+    run = open_run(PARAMETERS, tmp_path)
+    before = run.config
+    run.note(["step 3: processes: 2 there, 1 here"])
+    run.note(["step 9: processes: 1 there, 4 here"])
+    assert run.config == before | {
+        "changes": ["step 3: processes: 2 there, 1 here", "step 9: processes: 1 there, 4 here"]
+    }

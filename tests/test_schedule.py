@@ -97,6 +97,18 @@ def test_the_first_term_is_the_error_and_the_others_share_one_weight() -> None:
         ({"lr": 0.0}, "lr=0.0: must be more than 0"),
         ({"lr_decay": 1.1}, "lr_decay=1.1: must be at most 1"),
         ({"recon_weight": 0.0}, "recon_weight=0.0: must be more than 0"),
+        ({"devices": 0}, "devices=0: must be at least 1"),
+        ({"num_nodes": 0}, "num_nodes=0: must be at least 1"),
+        (
+            {"batch_size": 30, "devices": 2, "num_nodes": 2},
+            "batch_size=30: must be divisible by 4 = devices * num_nodes, as each process takes as many samples of a "
+            "step; the nearest such size is 28 or 32",
+        ),
+        (
+            {"batch_size": 3, "devices": 8},
+            "batch_size=3: must be divisible by 8 = devices * num_nodes, as each process takes as many samples of a "
+            "step; the nearest such size is 8",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:

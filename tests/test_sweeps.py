@@ -95,10 +95,7 @@ def test_all_problems_of_a_file_and_of_what_was_asked_for_are_told_at_once(tmp_p
 
 
 def test_seeds_of_a_folder_without_settings(tmp_path: Path) -> None:
-    assert find_sweep(tmp_path, "S", NOTEBOOKS, seeds=1) is None
-    rule = f"{tmp_path} does not say what to repeat: add a settings.yaml with `notebook:` and `settings:`"
-    with pytest.raises(ConfigError, match=f"^--seeds 2: {rule}$"):
-        find_sweep(tmp_path, "S", NOTEBOOKS, seeds=2)
+    assert find_sweep(tmp_path, "S", NOTEBOOKS, seeds=2) is None
     with pytest.raises(ConfigError, match="^--seeds 0: must be at least 1$"):
         find_sweep(tmp_path, "S", NOTEBOOKS, seeds=0)
 
@@ -155,6 +152,8 @@ def test_what_the_settings_vary_cannot_be_given_for_all(tmp_path: Path) -> None:
     assert len(read(tmp_path, text, overrides=["n"]).settings) == 3
     with pytest.raises(ConfigError, match="-p m -p lr: makes settings V1 and V2 of S the same: leave out what they v"):
         read(tmp_path, text, overrides=["m", "lr"])
+    with pytest.raises(ConfigError, match="^-p m --grid lr: makes settings V1 and V2 of S the same: "):
+        read(tmp_path, text, overrides=["m"], varied=["lr"])
 
 
 # --- the runs ---

@@ -2,11 +2,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-from projects import make_project, make_sweep, write_params, write_verdict_of
+from projects import (
+    PARAMETERS,
+    SEED,
+    make_project,
+    make_sweep,
+    write_notebook,
+    write_params,
+    write_verdict_of,
+)
 
 from workbench.config import ConfigError
 from workbench.runs import RunError, open_run
-from workbench.tasks import Task, plan
+from workbench.tasks import Task, plan, plan_points
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ["layouts/phase1_1", "layouts/phase1_2", "layouts/phase1_3"]
@@ -171,6 +179,95 @@ def test_a_broken_settings_file_hides_no_problem_of_the_others(sweep: Path) -> N
     first, second = str(caught.value).splitlines()
     assert first.startswith(f"{sweep}/settings.yaml: is not YAML")
     assert second.startswith("unknown parameter 'm' in params/demo/01_first.yaml")
+
+
+# --- points ---
+
+
+def test_the_points_of_a_grid_are_experiments_beside_each_other(project: Path) -> None:
+    points = plan_points([project / "params" / "demo"], {"lr": "0.5"}, grid=["n=1,2", "dims=[3],[4, 5]"])
+    assert [(point.name, point.experiment, point.root) for point in points] == [
+        (f"demo/n={n},dims={dims}", "demo", project) for n in (1, 2) for dims in ("3", "4-5")
+    ]
+    last = points[-1].tasks[1]
+    assert last.name == "n=2,dims=4-5/02_second"
+    assert last.given == {"experiment": points[-1].name, "run": "two", "lr": 0.5, "n": 2, "dims": [4, 5]}
+    (whole,) = plan_points([project / "params" / "demo"], {})
+    assert (whole.name, whole.experiment) == ("demo", "demo") and whole.tasks == plan(project / "params" / "demo", {})
+
+
+def test_seeds_of_a_folder_are_points_too(project: Path) -> None:
+    write_notebook(project, "01_first", "print(n)", parameters=PARAMETERS + SEED)
+    folder = project / "params" / "demo"
+    for overrides, first in (({}, 0), ({"seed": "5"}, 5)):
+        points = plan_points([folder], overrides, seeds=2, grid=["n=7"])
+        assert [point.name for point in points] == [f"demo/n=7,seed={first}", f"demo/n=7,seed={first + 1}"]
+        assert [point.tasks[0].resolved["seed"] for point in points] == [first, first + 1]
+        assert "seed" not in points[0].tasks[1].resolved, "given to a notebook that has none"
+    write_params(project, **{"01_first": "run: one\nseed: 3"})
+    assert [point.name for point in plan_points([folder], {}, seeds=1)] == ["demo/seed=3"]
+    write_notebook(project, "02_second", "print(n)", parameters=PARAMETERS + SEED)
+    given = r"begin with different seeds \(3 in 01_first.yaml, 0 in 02_second.yaml\): give -p seed=0"
+    with pytest.raises(ConfigError, match=f"^--seeds 2: the notebooks of {folder} {given}$"):
+        plan_points([folder], {}, seeds=2)
+
+
+def test_a_grid_repeats_a_whole_sweep(sweep: Path) -> None:
+    points = plan_points([sweep], {}, seeds=2, grid=["n=7,8"])
+    assert [point.name for point in points] == ["demo/n=7", "demo/n=8"]
+    names = ["01_first", "V1-0", "V2-0", "V1-1", "V2-1", "06_report"]
+    assert [task.name for task in points[1].tasks] == [f"n=8/{name}" for name in names]
+    assert {task.resolved["n"] for task in points[1].tasks} == {8}
+    assert points[1].tasks[-1].resolved["runs"] == names[1:5]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"grid": ["nn=1,2"]}, "unknown parameter 'nn' in --grid: did you mean 'n'?"),
+        ({"grid": ["lr=1,1.0"]}, "--grid for {folder}: gives the point lr=1.0 twice: leave one out"),
+        ({"grid": ["dims=1"]}, "--grid dims=1, for params/demo/{file}.yaml: must be a list, such as [32, 64, 128]"),
+        ({"grid": ["n=1"], "overrides": {"n": "2"}}, "--grid n: is given with -p too: leave one out"),
+        ({"seeds": 2}, "--seeds 2: no notebook of {folder} declares a parameter seed"),
+        ({"seeds": 0}, "--seeds 0: must be at least 1"),
+        ({"seeds": 2, "grid": ["seed=1,2"]}, "--grid seed: seeds of {folder} are given by --seeds: leave it out"),
+    ],
+)
+def test_what_is_no_point(project: Path, asked: dict, message: str) -> None:
+    folder = project / "params" / "demo"
+    with pytest.raises(ConfigError) as caught:
+        plan_points([folder], asked.pop("overrides", {}), **asked)
+    files = ["01_first", "02_second"] if "{file}" in message else [""]
+    assert str(caught.value).splitlines() == [message.format(file=file, folder=folder) for file in files]
+
+
+def test_a_grid_that_undoes_the_settings_of_a_sweep(sweep: Path) -> None:
+    write_params(sweep.parents[1], settings="notebook: 02_train\nsettings: {V1: {lr: 0.5}, V2: {lr: 2.0}}")
+    with pytest.raises(ConfigError, match="^--grid lr: makes settings V1 and V2 of params/demo/settings.yaml the same"):
+        plan_points([sweep], {}, grid=["lr=1"])
+    with pytest.raises(ConfigError, match=f"^--grid seed: seeds of {sweep} are given by --seeds: leave it out$"):
+        plan_points([sweep], {}, grid=["seed=1"])
+
+
+def test_folders_that_would_write_the_same_runs(project: Path) -> None:
+    folder = project / "params" / "demo"
+    rule = "is asked for twice: name each folder once, in an experiment of its own"
+    with pytest.raises(ConfigError) as caught:
+        plan_points([folder, folder], {})
+    assert sorted(str(caught.value).splitlines()) == [f"demo/one: {rule}", f"demo/two: {rule}"]
+
+
+def test_all_problems_of_all_folders_and_points_are_told_at_once(project: Path) -> None:
+    folder = project / "params" / "demo"
+    with pytest.raises(ConfigError) as caught:
+        plan_points([folder, project / "params" / "none"], {"lr": "x"}, grid=["n=1,y"])
+    lines = [
+        f"{by}, for params/demo/{file}.yaml: {rule}"
+        for file in ("01_first", "02_second")
+        for by, rule in (("-p lr='x'", "must be a number"), ("--grid n='y'", "must be a whole number"))
+    ]
+    lines.append(f"{project}/params/none: no such folder of parameter files")
+    assert sorted(str(caught.value).splitlines()) == sorted(lines)
 
 
 # --- what is shipped ---

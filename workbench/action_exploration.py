@@ -26,7 +26,7 @@ from workbench.process import autocast
 from workbench.provenance import check_same_data
 from workbench.rivals import Rival
 from workbench.runs import RunError, load_run
-from workbench.spaces import FIGURE_EVERY, ROUTE_STEPS, Panel, State, Strip, View
+from workbench.spaces import FIGURE_EVERY, MEASURED, ROUTE_STEPS, Panel, State, Strip, View
 
 CODES = "codes"
 """Column of the pairs' table with their words."""
@@ -107,6 +107,14 @@ class ActionExploration:
     def own_conditions(self, sample: int) -> tuple[float, ...]:
         """Values of conditions: none are predicted from."""
         return ()
+
+    def errors(self) -> tuple[Float[np.ndarray, " n"], str]:
+        """The data's error of every next frame, as it is decoded under the pair's own action, and what that is."""
+        parts, codes = [], self._map.z if self._own is None else self._own
+        for chosen in torch.arange(len(codes)).split(MEASURED):
+            batch = self.samples.prepare(self.samples.batch(chosen.numpy()))
+            parts.append(self.data.error(self._act(batch["first"], codes[chosen]), batch["x"]))
+        return torch.cat(parts).double().numpy(), self.data.error_label
 
     def view(self, state: State) -> View:
         """What a state shows.

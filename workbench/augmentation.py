@@ -13,6 +13,7 @@ from torch.distributions import Beta
 
 from workbench.config import Config
 from workbench.datasets.loading import Batch
+from workbench.layers import shard
 
 ROUNDING = 1e-9
 
@@ -44,7 +45,8 @@ class AugmentConfig(Config):
 def augment(batch: Batch, config: AugmentConfig) -> Batch:
     """A batch with varied fields, each sample on its own; the batch given is left as it is.
 
-    Draws on the CPU from torch's default generator, so the same seed gives the same fields on every device.
+    Draws on the CPU from torch's default generator, so the same seed gives the same fields on every device. Where
+    processes divide a batch, it is drawn for the whole of it, and fields are mixed with those of other processes too.
 
     Args:
         batch: `x` (b, n, t), and whatever else, which is passed on.
@@ -61,19 +63,20 @@ def augment(batch: Batch, config: AugmentConfig) -> Batch:
         return batch
     x = batch["x"]
     _check(batch, config)
+    n, own = len(x) * shard().size, shard().own
     if config.augment_scale:
-        x = x * scale_factors(len(x), config.augment_scale).to(x)
+        x = x * own(scale_factors(n, config.augment_scale)).to(x)
     if config.augment_mixup:
         x = mixup(x, config.augment_mixup)
     if config.augment_shift:
         largest = config.augment_shift
-        x = shift(x, torch.randint(-largest, largest + 1, (len(x),)))
+        x = shift(x, own(torch.randint(-largest, largest + 1, (n,))))
     augmented = batch | {"x": x}
     spoilt = x
     if config.augment_noise:
-        spoilt = spoilt + config.augment_noise * torch.randn(x.shape).to(x)
+        spoilt = spoilt + config.augment_noise * own(torch.randn(n, *x.shape[1:])).to(x)
     if config.augment_cutout:
-        spoilt = spoilt * cutout_mask(*x.shape[::2], config.augment_cutout).to(x)
+        spoilt = spoilt * own(cutout_mask(n, x.shape[2], config.augment_cutout)).to(x)
     return augmented if spoilt is x else augmented | {"input": spoilt}
 
 
@@ -98,8 +101,9 @@ def mixup(x: Float[Tensor, "b n t"], concentration: float) -> Float[Tensor, "b n
 
     Source: Zhang et al. 2018 (arXiv 1710.09412).
     """
-    share = Beta(concentration, concentration).sample((len(x), 1, 1)).to(x)
-    other = x[torch.randperm(len(x)).to(x.device)]
+    n, own = len(x) * shard().size, shard().own
+    share = own(Beta(concentration, concentration).sample((n, 1, 1))).to(x)
+    other = shard().gather(x)[own(torch.randperm(n)).to(x.device)]
     return torch.lerp(other, x, share)
 
 

@@ -1,9 +1,10 @@
-"""A folder of parameter files through papermill: validated first, executed in order, resumed when run again.
+"""Folders of parameter files through papermill: validated first, executed in order, resumed when run again.
 
 The runs of a sweep go on side by side. Their kernels are processes anyway, so that threads of this process suffice to
 wait for them: nothing is imported twice, one handler receives all signals, and every kernel dies with this process.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -13,131 +14,177 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 from workbench.config import ConfigError
 from workbench.kernels import execute, forwarded_signals, tell_kernels, write_page
+from workbench.live import clock
 from workbench.paths import OUTPUTS_VARIABLE, outputs_root, project_root
 from workbench.process import PREEMPTED_EXIT, Preempted, handled
 from workbench.progress import STATUS_VARIABLE, write_status
 from workbench.provenance import check_source
-from workbench.runs import Run, RunError, open_run, read_json, run_path
+from workbench.runs import Run, RunError, open_run, read_json
 from workbench.sweeps import SETTINGS, set_aside, slots
-from workbench.tasks import Task, plan
+from workbench.tasks import Point, Task, plan_points
 
 REFRESH_SECONDS = 0.5
 QUIET_SECONDS = 20
 
 
-def run_folder(
-    folder: Path,
+def run_folders(
+    folders: Sequence[Path],
     overrides: Mapping[str, str],
     seeds: int | None = None,
     jobs: int | None = None,
     accept: Collection[str] = (),
+    grid: Sequence[str] = (),
 ) -> int:
-    """Execute a folder's notebooks in order; finished ones are left alone, unfinished ones go on.
+    """Execute the notebooks of parameter folders in order; finished ones are left alone, unfinished ones go on.
 
     Args:
-        folder, overrides, seeds, accept: See `plan`.
+        folders, overrides, seeds, accept, grid: See `plan_points`.
         jobs: Runs of a sweep at one time; None: one for each CUDA device, or one.
 
     Returns:
-        Exit code: 0, 1 after a failure, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. What fails ends it at once,
-        a run of a sweep excepted.
+        Exit code: 0, 1 after a failure, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. What fails ends its point at
+        once, a run of a sweep excepted.
 
     Raises:
         ConfigError, RunError: before anything starts.
     """
-    root = project_root(folder)
-    outputs = outputs_root() if os.environ.get(OUTPUTS_VARIABLE) else root / "outputs"
-    os.environ[OUTPUTS_VARIABLE] = str(outputs)  # absolute, as kernels work in another folder
-    tasks = plan(folder, overrides, seeds, accept)
-    swept = [task for task in tasks if task.kind == "swept"]
+    use_outputs_of(folders)
+    points = plan_points(folders, overrides, seeds, accept, grid)
+    swept = [task for point in points for task in point.tasks if task.kind == "swept"]
     if jobs is not None and not swept:
-        raise ConfigError([(f"--jobs {jobs}", f"{folder} has no {SETTINGS}: its notebooks run one after another")])
+        names = " ".join(map(str, folders))
+        raise ConfigError([(f"--jobs {jobs}", f"{names} has no {SETTINGS}: its notebooks run one after another")])
     places = slots(jobs, [task.resolved.get("device", "auto") for task in swept])
-    started = time.monotonic()
-    with _alone(swept), forwarded_signals() as arrived:
-        code, failures = _run_all(tasks, root, places, arrived)
+    started, failures, code = time.monotonic(), [], 0
+    with alone(points), forwarded_signals() as arrived:
+        for point in points:
+            code, failed = _run_point(point, places, arrived)
+            failures += failed
+            if code > 1:
+                break
+    conclude_all(points, failures, code, time.monotonic() - started)
+    return code if code > 1 else int(bool(failures))
+
+
+def use_outputs_of(folders: Sequence[Path]) -> None:
+    """Set the outputs folder for this process and its kernels, absolute, as these work in another folder.
+
+    Raises:
+        ConfigError: the folders lie in different projects.
+    """
+    roots = dict.fromkeys(map(project_root, folders))
+    if len(roots) > 1:
+        raise ConfigError([(" ".join(map(str, folders)), "lie in different projects: run them one by one")])
+    outputs = outputs_root() if os.environ.get(OUTPUTS_VARIABLE) else next(iter(roots)) / "outputs"
+    os.environ[OUTPUTS_VARIABLE] = str(outputs)
+
+
+def conclude_all(points: Sequence[Point], failures: Sequence[str], code: int, seconds: float) -> None:
+    """Say at the end what failed, or where to look."""
     if failures:
-        heading = f"{len(failures)} of {len(swept)} runs failed; the same command tries them again:"
-        print(heading, *failures, sep="\n  ")
-    if code == 0:
-        pages = outputs / tasks[0].resolved["experiment"] / "*" / "*.html"
-        print(f"done in {_clock(time.monotonic() - started)}; look at {pages}")
-    return code
+        total = sum(len(point.tasks) for point in points)
+        heading = f"{len(failures)} of {total} runs failed; the same command tries them again:"
+        print(heading, *failures, sep="\n  ", flush=True)
+    elif code == 0:
+        folders = [point.experiment + "/*" * (point.name != point.experiment) for point in points]
+        pages = " ".join(dict.fromkeys(f"{outputs_root()}/{folder}/*/*.html" for folder in folders))
+        print(f"done in {clock(seconds)}; look at {pages}", flush=True)
 
 
 @contextmanager
-def _alone(swept: Sequence[Task]) -> Iterator[None]:
-    """Keep other processes from the same sweep, which would start what waits here.
+def alone(points: Sequence[Point]) -> Iterator[None]:
+    """Keep other processes from the same experiments, which would start what waits here.
 
     Raises:
         RunError: another one is at it, or its folder cannot be written.
     """
-    if not swept:
-        yield
-        return
-    folder = run_path(swept[0].resolved).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "run.lock").touch()
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written ({error.strerror}): choose another outputs folder with the environment "
-            f"variable {OUTPUTS_VARIABLE}, or change its permissions"
-        ) from None
-    with Run(folder).lock():
+    with ExitStack() as stack:
+        for experiment in sorted({point.experiment for point in points}):
+            folder = outputs_root() / experiment
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(Run(folder).lock())
+            except OSError as error:
+                raise RunError(
+                    f"{folder} cannot be written ({error.strerror}): choose another outputs folder with the "
+                    f"environment variable {OUTPUTS_VARIABLE}, change its permissions, or make room"
+                ) from None
         yield
 
 
-def _run_all(
-    tasks: Sequence[Task], root: Path, places: Sequence[Mapping[str, str]], arrived: list[int]
-) -> tuple[int, list[str]]:
-    """Execute tasks in order, those of a sweep side by side; the exit code, and a line for each of its failed runs."""
+def _run_point(point: Point, places: Sequence[Mapping[str, str]], arrived: list[int]) -> tuple[int, list[str]]:
+    """Execute a point's tasks in order, those of a sweep side by side; the exit code, and a line for each failure."""
     failures: list[str] = []
-    for kind, group in groupby(tasks, key=lambda task: task.kind):
+    for kind, group in groupby(point.tasks, key=lambda task: task.kind):
         if kind == "swept":
-            runner = SweepRunner(list(group), root, places, arrived)
+            runner = SweepRunner(list(group), point.root, places, arrived)
             runner.run()
-            failures = runner.failures
+            failures += runner.failures
             if runner.stopped:
                 return _stop_code(arrived), failures
             continue
-        for task in group:
-            if kind == "report" and (aside := set_aside(task.resolved)):
-                print(f"{task.name}: made anew, as its runs have changed; the old one is kept in {aside}")
-            if code := run_task(task, root, arrived):
-                return code, failures
+        ended = run_chain(list(group), point.root, arrived)
+        if ended.code:
+            return ended.code, failures + [ended.failure] * (ended.code == 1)
     return int(bool(failures)), failures
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an execution ended: with exit code 0, 1 (and a line on why), 75 or 130."""
+
+    code: int
+    failure: str = ""
+
+
+def run_chain(tasks: Sequence[Task], root: Path, arrived: Sequence[int] = ()) -> Ended:
+    """Execute notebooks one after another, until one fails or is stopped.
+
+    Args:
+        tasks: What to execute.
+        root: The project; kernels work there.
+        arrived: The signals that have arrived, see `forwarded_signals`.
+    """
+    for task in tasks:
+        make_way(task)
+        ended = run_task(task, root, arrived)
+        if ended.code:
+            return ended
+    return Ended(0)
+
+
+def make_way(task: Task) -> None:
+    """Set a report aside that is about other runs."""
+    if task.kind == "report" and (aside := set_aside(task.resolved)):
+        print(f"{task.name}: made anew, as its runs have changed; the old one is kept in {aside}")
 
 
 def _stop_code(arrived: Sequence[int]) -> int:
     return 130 if signal.SIGINT in arrived else PREEMPTED_EXIT
 
 
-def run_task(task: Task, root: Path, arrived: Sequence[int] = ()) -> int:
-    """Execute one notebook into its run folder, and write an HTML page of it.
-
-    Args:
-        task: What to execute.
-        root: The project; kernels work there.
-        arrived: The signals that have arrived, see `forwarded_signals`.
-    """
+def run_task(task: Task, root: Path, arrived: Sequence[int] = ()) -> Ended:
+    """Execute one notebook into its run folder, and write an HTML page of it; see `run_chain`."""
     run = open_run(task.resolved)
-    if _left(task, run):
-        return 0
+    if left_alone(task, run):
+        return Ended(0)
     started = time.monotonic()
     with shown(run, task.name):
-        error = "" if arrived else _execute_with_page(task, run, root)
+        try:
+            error = "" if arrived else _execute_with_page(task, run, root)
+        except OSError as failure:
+            error = f"{type(failure).__name__}: {failure}"
     return _conclude(task, run, error, time.monotonic() - started, arrived)
 
 
-def _left(task: Task, run: Run) -> bool:
+def left_alone(task: Task, run: Run) -> bool:
     """Whether a run is finished and left as it is."""
     output, page = run.path / task.notebook.name, run.path / f"{task.notebook.stem}.html"
     if not run.finished or not output.exists():
@@ -157,20 +204,31 @@ def _execute_with_page(task: Task, run: Run, root: Path) -> str:
     return error
 
 
-def _conclude(task: Task, run: Run, error: str, seconds: float, arrived: Sequence[int]) -> int:
-    """Say how an execution ended; the exit code of that."""
+def _conclude(task: Task, run: Run, error: str, seconds: float, arrived: Sequence[int]) -> Ended:
+    """Say how an execution ended."""
     name, output = task.name, run.path / task.notebook.name
     if error.startswith(Preempted.__name__) or arrived and (error or not run.finished):
         reason = signal.Signals(arrived[0]).name if arrived else "a signal to its kernel"
         print(f"{name}: stopped by {reason}; run the same command again to go on", flush=True)
-        return _stop_code(arrived)
+        return Ended(_stop_code(arrived))
     if error:
+        error = _with_remedy(error, run)
         os.environ[STATUS_VARIABLE] = str(run.path / "status.json")
-        write_status("failed", reason=error.splitlines()[0])
-        print(f"{name}: FAILED after {_clock(seconds)}\n{error}\nexecuted notebook: {output}", flush=True)
-        return 1
-    print(f"{name}: done in {_clock(seconds)} ({output.with_suffix('.html')})", flush=True)
-    return 0
+        with suppress(OSError):  # on a full disk
+            write_status("failed", reason=error.splitlines()[0])
+        print(f"{name}: FAILED after {clock(seconds)}\n{error}\nexecuted notebook: {output}", flush=True)
+        return Ended(1, f"{name}: {error.splitlines()[0]} ({output})")
+    print(f"{name}: done in {clock(seconds)} ({output.with_suffix('.html')})", flush=True)
+    return Ended(0)
+
+
+def _with_remedy(error: str, run: Run) -> str:
+    """An error that a full disk causes, said as such; others as they are."""
+    if os.strerror(errno.ENOSPC) not in error and os.strerror(errno.EDQUOT) not in error:
+        return error
+    free = shutil.disk_usage(run.path).free / 1e6
+    rule = "a run needs room for its checkpoints: make some, or choose another outputs folder with the environment"
+    return f"{run.path}: the disk is full ({free:.0f} MB free); {rule} variable {OUTPUTS_VARIABLE}\n{error}"
 
 
 # --- sweeps ---
@@ -228,7 +286,7 @@ class SweepRunner:
         _clear_line()
         try:
             run = open_run(task.resolved)
-            if _left(task, run):
+            if left_alone(task, run):
                 return
         except (RunError, ConfigError, OSError) as error:
             print(f"{task.name}: FAILED\n{error}", flush=True)
@@ -245,10 +303,10 @@ class SweepRunner:
         self.free.append(execution.place)
         task, run, failure = execution.task, execution.run, future.exception()
         error = f"{type(failure).__name__}: {failure}" if failure else future.result()
-        code = _conclude(task, run, error, time.monotonic() - execution.started, self.arrived)
-        if code == 1:
-            self.failures.append(f"{task.name}: {error.splitlines()[0]} ({run.path / task.notebook.name})")
-        self.stopped |= code > 1
+        ended = _conclude(task, run, error, time.monotonic() - execution.started, self.arrived)
+        if ended.code == 1:
+            self.failures.append(ended.failure)
+        self.stopped |= ended.code > 1
 
     def _line(self) -> str:
         over = len(self.tasks) - len(self.waiting) - len(self.going)
@@ -283,12 +341,12 @@ def _watch(path: Path, name: str, done: threading.Event, show: Callable[[str], N
 
 def _state(name: str, path: Path, started: float, begun: float) -> str:
     """What status.json says of a run since it was begun, in a line."""
-    line = f"{name}  {_clock(time.monotonic() - started)}"
+    line = f"{name}  {clock(time.monotonic() - started)}"
     status = read_json(path) if path.exists() else {}
     if status.get("updated", 0) >= begun and "done" in status:
         left = status["seconds_left"] if status["state"] == "running" else None
         line += f"  {status['what']} {status['done']}/{status['total']} {status.get('figures', '')}"
-        line += f"  {_clock(left)} left" if left else ""
+        line += f"  {clock(left)} left" if left else ""
     return line
 
 
@@ -312,7 +370,3 @@ def _log_line() -> Callable[[str], None]:
             print(line, file=sys.stderr, flush=True)
 
     return show
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

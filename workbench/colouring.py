@@ -45,17 +45,17 @@ def colour_points(values: np.ndarray, label: str) -> Colouring:
         DataError: a number is not finite.
     """
     if values.dtype.kind in "fiu":
-        return _colour_numbers(values.astype(float), label)
+        return _colour_numbers(values.astype(float), label, whole=values.dtype.kind != "f")
     return _colour_classes(values.astype(str), label)
 
 
-def _colour_numbers(values: np.ndarray, label: str) -> Colouring:
+def _colour_numbers(values: np.ndarray, label: str, whole: bool) -> Colouring:
     broken = int((~np.isfinite(values)).sum())
     if broken:
         raise DataError(f"column {label!r}: {broken} of {len(values)} values are not finite; choose another column")
     low, high = float(values.min()), float(values.max())
     rgb = colormaps["cividis"]((values - low) / ((high - low) or 1.0), bytes=True)[:, :3]
-    return Colouring(rgb, label, "numbers", scale_entries(low, high, "cividis"), np.zeros(len(values), int))
+    return Colouring(rgb, label, "numbers", scale_entries(low, high, "cividis", whole), np.zeros(len(values), int))
 
 
 def _colour_classes(values: np.ndarray, label: str) -> Colouring:

@@ -23,7 +23,7 @@ from workbench.layers import Posterior
 from workbench.network_headlines import NetworkHeadline
 from workbench.predictions import Predictor
 from workbench.process import autocast
-from workbench.spaces import FIGURE_EVERY, NEAREST, ROUTE_STEPS, Panel, State, Strip, View
+from workbench.spaces import FIGURE_EVERY, MEASURED, NEAREST, ROUTE_STEPS, Panel, State, Strip, View
 
 
 class Slider(NamedTuple):
@@ -112,8 +112,8 @@ class Exploration:
         z, x_hat, caption = self.decoded(state)
         here, index, distance = self.map.locate(z)
         _, batch, pixels = self.real(index)
-        measured = f"distance {distance:.3g} in z, {self.data.error_name} {self.error(x_hat, batch):.3g}"
-        told = f"{NEAREST}: {self.samples.name(index)}, {measured}"
+        measured = f"distance {distance:.3g} in z, {self.data.error_name} {float(self.error(x_hat, batch)):.3g}"
+        told = f"{self.samples.name(index)}, {measured}"
         panels = [Panel("decoded", caption, self.data.pixels(x_hat[0])), Panel(NEAREST, told, pixels)]
         if hasattr(self.data, "traces"):
             panels.append(Panel("over time", *self.data.traces(x_hat[0], batch["x"][0])))
@@ -134,10 +134,18 @@ class Exploration:
         z, caption = self._latent(state)
         return z, self.decode(z[None]), caption
 
-    def error(self, x_hat: Float[Tensor, "1 ..."], batch: Batch) -> float:
-        """The data's error of a decoded sample against a real one."""
+    def error(self, x_hat: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, " b"]:
+        """The data's error of decoded samples against real ones."""
         masked = {"mask": batch["mask"]} if "mask" in batch else {}
-        return float(self.data.error(x_hat, batch["x"], **masked)[0])
+        return self.data.error(x_hat, batch["x"], **masked)
+
+    def errors(self) -> tuple[Float[np.ndarray, " n"], str]:
+        """The data's error of every sample as its latent decodes, and what that is."""
+        parts = []
+        for chosen in torch.arange(len(self.z)).split(MEASURED):
+            batch = self.samples.prepare(self.samples.batch(chosen.numpy()))
+            parts.append(self.error(self.decode(self.z[chosen]), batch))
+        return torch.cat(parts).double().numpy(), self.data.error_label
 
     def route(self, state: State) -> Float[np.ndarray, "m 2"]:
         """Map coordinates of the path, see `LatentMap.route`."""

@@ -5,6 +5,17 @@ const [PICTURE, SMALL] = [256, 128]; // about the longer side of a picture, and 
 const FRAME_MS = 400; // of a film
 const LINE = 14; // between two names of layers, at the least [px]
 const SVG = "http://www.w3.org/2000/svg";
+// Points of classes, of radius 1 about the origin, in the order of the markers of `explorer_figure`.
+const SHAPES = [
+  "M-1 0a1 1 0 1 0 2 0a1 1 0 1 0-2 0Z",
+  "M-.9-.9H.9V.9H-.9Z",
+  "M0-1.1L1.05 .85H-1.05Z",
+  "M0-1.25L1.25 0L0 1.25L-1.25 0Z",
+  "M0 1.1L1.05-.85H-1.05Z",
+  "M-.4-1.15H.4V-.4H1.15V.4H.4V1.15H-.4V.4H-1.15V-.4H-.4Z",
+  "M.53-1.1L1.1-.53L.57 0L1.1 .53L.53 1.1L0 .57L-.53 1.1L-1.1 .53L-.57 0L-1.1-.53L-.53-1.1L0-.57Z",
+  "M0-1.35L.32-.44L1.28-.42L.52 .17L.79 1.09L0 .55L-.79 1.09L-.52 .17L-1.28-.42L-.32-.44Z",
+];
 
 function make(parent, tag, attributes = {}, text = "", namespace = "http://www.w3.org/1999/xhtml") {
   const node = document.createElementNS(namespace, tag);
@@ -45,14 +56,18 @@ function drawPanel({ canvas, caption }, { title, caption: text, pixels, width, h
   canvas.getContext("2d").putImageData(new ImageData(bytes(pixels), width, height), 0, 0);
 }
 
-function makeLegend(parent, { label, kind, entries }) {
+/** Colours and what they tell; with the shapes of points where these are drawn. */
+function makeLegend(parent, { label, kind, entries }, shaped = false) {
   const legend = make(parent, "div", { class: `lx-legend lx-${kind}` });
   make(legend, "span", { class: "lx-label" }, label);
-  for (const [text, colour] of entries) {
+  entries.forEach(([text, colour], i) => {
     const entry = make(legend, "span", { class: "lx-entry" });
-    make(entry, "i").style.background = colour;
+    if (shaped) {
+      const shape = make(entry, "svg", { viewBox: "-1.5 -1.5 3 3", "aria-hidden": true }, "", SVG);
+      make(shape, "path", { d: SHAPES[i % SHAPES.length], fill: colour }, "", SVG);
+    } else make(entry, "i").style.background = colour;
     make(entry, "span", {}, text);
-  }
+  });
 }
 
 /** Places near the wished ones, in their order, at least a line apart and none beyond the height. */
@@ -89,7 +104,7 @@ function drawKey(parent, content, panel, side) {
 /** The headline, the pictures in a row, and their key; as all that follow, it gives what draws the traits. */
 function makePanels(parent, model) {
   const all = make(parent, "div", { class: "lx-pictures" });
-  const headline = make(all, "div", { class: "lx-headline" });
+  const headline = make(all, "div", { class: "lx-headline", "aria-live": "polite" });
   const pictures = make(all, "div", { class: "lx-panels" });
   const key = make(all, "div", { class: "lx-key" });
   const chained = model.get("codes").length > 0;

@@ -212,7 +212,9 @@ class LatentExplorer(anywidget.AnyWidget):
             try:
                 files = save_strip(self._space, self._state, self._run)
                 self.message = f"saved {', '.join(str(file.relative_to(self._run.path)) for file in files)}"
-            except (ValueError, OSError) as error:
+            except OSError as error:
+                self.message = f"not saved into {self._run.path}: {error}"
+            except ValueError as error:
                 self.message = str(error)
             self.answered += 1
 

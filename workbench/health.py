@@ -2,12 +2,29 @@
 
 import statistics
 from collections import deque
+from collections.abc import Mapping, Sequence
 
 VANISHING = 1e-6
 EXPLODING = 10.0
 OVERFITTING = 10.0
 REMEMBERED = 200
 FIRST_JUDGED = 20
+NAMED_SAMPLES = 64
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient became infinite or NaN; nothing of that step was kept."""
+
+
+def not_finite(step: int, row: Mapping[str, float], names: Sequence[str], last: str) -> NonFiniteError:
+    """The error of a step: its figures, its samples by name, and the last good checkpoint."""
+    values = ", ".join(f"{name}={value:g}" for name, value in row.items())
+    more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
+    return NonFiniteError(
+        f"step {step} is not finite ({values}); its samples are {', '.join(names[:NAMED_SAMPLES])}{more}; "
+        f"the last good checkpoint is {last}. "
+        "Look at these samples, lower lr, or use precision fp32, under another run name"
+    )
 
 
 class Watch:

@@ -3,8 +3,10 @@
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +18,8 @@ from nbconvert import HTMLExporter
 from workbench.checkpoints import write_atomically
 from workbench.process import handled
 from workbench.tasks import Task
+
+_CONVERTING = threading.Lock()
 
 
 class LocalKernel(AsyncKernelManager):
@@ -71,8 +75,15 @@ def execute(task: Task, output: Path, root: Path) -> str:
 
 def write_page(notebook: Path, page: Path) -> None:
     """Convert an executed notebook to one HTML file, pictures included."""
-    body, _ = HTMLExporter().from_filename(str(notebook))
+    with _CONVERTING:
+        body, _ = _exporter().from_filename(str(notebook))
     write_atomically(page, body.encode())
+
+
+@cache
+def _exporter() -> HTMLExporter:
+    """One for all pages, as half of a small page's time goes into its templates."""
+    return HTMLExporter()
 
 
 @contextmanager

@@ -44,25 +44,33 @@ function towards(points, from, [right, up]) {
   return best;
 }
 
-/** All points, once; few ones as rimmed discs, many as plain squares. */
-function drawPoints(canvas, points, colours) {
-  canvas.width = canvas.height = MAP * window.devicePixelRatio;
+/** All points, once; few ones as rimmed discs, or shapes of their classes, many as plain squares.
+ * @returns whether classes have shapes */
+function drawPoints(canvas, points, colours, { kind, entries }) {
+  const ratio = window.devicePixelRatio;
+  canvas.width = canvas.height = MAP * ratio;
   const context = canvas.getContext("2d");
-  context.scale(window.devicePixelRatio, window.devicePixelRatio);
-  const radius = Math.min(5, Math.max(1, 120 / Math.sqrt(points.length / 2)));
-  context.strokeStyle = "rgb(136, 136, 136)";
-  for (let i = 0; i < points.length / 2; i++) {
+  context.scale(ratio, ratio);
+  const n = points.length / 2;
+  const radius = Math.min(5, Math.max(1, 120 / Math.sqrt(n)));
+  const shapes = SHAPES.map((shape) => new Path2D(shape));
+  const shaped = kind === "classes" && radius >= 2;
+  const entryOf = new Map(shaped ? entries.map(([, colour], i) => [parseInt(colour.slice(1), 16), i]) : []);
+  [context.strokeStyle, context.lineWidth] = ["rgb(136, 136, 136)", 1 / radius];
+  for (let i = 0; i < n; i++) {
     const [x, y] = toPixel(points[2 * i], points[2 * i + 1]);
-    context.fillStyle = `rgb(${colours[3 * i]}, ${colours[3 * i + 1]}, ${colours[3 * i + 2]})`;
+    const [red, green, blue] = [colours[3 * i], colours[3 * i + 1], colours[3 * i + 2]];
+    context.fillStyle = `rgb(${red}, ${green}, ${blue})`;
     if (radius < 2) {
       context.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
       continue;
     }
-    context.beginPath();
-    context.arc(x, y, radius, 0, 2 * Math.PI);
-    context.fill();
-    context.stroke();
+    context.setTransform(radius * ratio, 0, 0, radius * ratio, x * ratio, y * ratio);
+    const shape = shapes[(entryOf.get((red << 16) | (green << 8) | blue) ?? 0) % shapes.length];
+    context.fill(shape);
+    context.stroke(shape);
   }
+  return shaped;
 }
 
 /** The path, a diamond at the nearest sample, a ring at the one chosen, a cross around the latent; A and B. */
@@ -92,10 +100,10 @@ function makeArea(parent, model, points) {
   const pins = model.get("walks") ? "Enter pins it as A, then as B; the keys a and b pin it as A or B." : "Enter pins it.";
   const label = `Map of ${points.length / 2} samples by ${across} and ${up}. Arrow keys choose the next sample. ${pins}`;
   const area = make(figure, "div", { class: "lx-area", tabindex: 0, role: "application", "aria-label": label });
-  drawPoints(make(area, "canvas"), points, bytes(model.get("colours")));
+  const shaped = drawPoints(make(area, "canvas"), points, bytes(model.get("colours")), model.get("legend"));
   const marks = make(area, "svg", { viewBox: `0 0 ${MAP} ${MAP}` }, "", SVG);
   make(figure, "div", { class: "lx-across" }, across);
-  makeLegend(figure, model.get("legend"));
+  makeLegend(figure, model.get("legend"), shaped);
   make(figure, "div", { class: "lx-marks" }, "✕ latent, at the edge if beyond · ◇ nearest sample · ○ chosen");
   return { area, marks };
 }
@@ -139,16 +147,24 @@ function makeMap(parent, model, send) {
   return { show, pin };
 }
 
+/** How numbers are written that differ by a step at the least; a step of 0 is that of a single one. */
+function format(step) {
+  const digits = Math.ceil(-Math.log10(step));
+  if (step === 0 || digits > 6) return (value) => String(Number(value.toPrecision(6)));
+  return (value) => value.toFixed(step < 1 ? Math.max(2, digits) : 0);
+}
+
 /** A named slider with its value beside it. `changed` takes the number; the result sets number and use. */
 function makeSlider(parent, { name, min, max, step }, changed) {
   const label = make(parent, "label", { class: "lx-slider" });
   make(label, "span", {}, name);
   const input = make(label, "input", { type: "range", min, max, step, "aria-label": name });
   const output = make(label, "span", { class: "lx-value" });
-  const digits = step < 1 ? Math.min(8, Math.max(2, Math.ceil(-Math.log10(step)))) : 0;
-  const show = (value, disabled = false) => {
+  const text = format(step);
+  const show = (value, disabled = step === 0) => {
     [input.value, input.disabled] = [value, disabled];
-    output.textContent = value.toFixed(digits);
+    output.textContent = text(value);
+    input.setAttribute("aria-valuetext", output.textContent);
   };
   input.addEventListener("input", () => {
     show(input.valueAsNumber);

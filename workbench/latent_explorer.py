@@ -1,9 +1,11 @@
 """The latent explorer of what a model has learned: a map of held-out samples to walk on, live in JupyterLab."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from workbench.action_codes import Actions, actions_of
@@ -28,6 +30,8 @@ from workbench.rivals import Rival
 from workbench.runs import Run, RunError, differences, load_run
 from workbench.spaces import Space, State
 
+ERROR = "error"
+"""Column of errors, which every space has."""
 ENCODED = 64
 """Samples encoded at a time."""
 
@@ -42,21 +46,28 @@ def open_explorer(space: Space, data: Data, run: Run, column: str = "", pins: Se
         space: What is explored.
         data: The opened data, which say what columns mean.
         run: Where strips are saved.
-        column: Column of the samples that colours the map; the data's main one where empty.
+        column: Column of the samples that colours the map; the data's main one where empty. Where they have none
+            named `error`, that is the error of each as it is decoded.
         pins: Samples pinned as A and B to begin with, at most two.
 
     Raises:
         DataError: the column is absent, or holds numbers that are not finite.
         ValueError: more than two pins, or pins that are no samples.
     """
-    column, n = column or data.main_column, len(space.points)
-    colouring = colour_points(space.samples.column(column), data.condition_label(column))
+    n, colouring = len(space.points), colour_points(*_column(space, data, column or data.main_column))
     if len(pins) > 2 or any(not 0 <= pin < n for pin in pins):
         raise ValueError(f"pins={list(pins)}: must be at most two samples, from 0 to {n - 1}")
     a, b = [*map(int, pins), -1, -1][:2]
     mode = "path" if b >= 0 and space.walks else "conditions" if space.conditions else "pin"
     state, note = restore(space, run, State(pin_a=a, pin_b=b, mode=mode))
     return LatentExplorer(space, colouring, run, state, note)
+
+
+def _column(space: Space, data: Data, name: str) -> tuple[np.ndarray, str]:
+    """Values of a column, one of each sample, and what they are."""
+    if name == ERROR and ERROR not in space.samples.table():
+        return space.errors()
+    return space.samples.column(name), data.condition_label(name)
 
 
 def explore(
@@ -138,12 +149,12 @@ def explore_run(
         projection: See `Exploration`.
 
     Raises:
-        RunError: the run is unfinished, or was trained on other data.
+        RunError: the run is unfinished, was trained on other data, or says not on which.
         CheckpointError: its files are damaged.
         DataError, ValueError, ImportError: see `explore`, `explore_actions` and `open_data`.
     """
     path = Path(path)
-    model, trained = load_run(path, checkpoint)
+    model, trained = _load(path, checkpoint)
     settings = {"precision": precision or _precision_of(trained), "projection": projection}
     if isinstance(model, LAQ):
         rival, data = load_action_model(path, checkpoint)
@@ -185,21 +196,30 @@ def explore_runs(
         split, column, most, checkpoint, device, precision, projection: See `explore_run`.
 
     Raises:
-        RunError: as `explore_run`; or the runs were trained on other samples, or are no autoencoders.
+        RunError: as `explore_run`; or there are not two different runs, or they were trained on other samples, or are
+            no autoencoders.
         CheckpointError: files are damaged.
         DataError, ValueError, ImportError: see `PairedExploration`, `Exploration` and `open_explorer`.
     """
-    runs = {Path(path): load_run(path, checkpoint) for path in paths}
+    names = _names(paths)
+    runs = {path: _load(path, checkpoint) for path in names}
     _check_same_samples({path: trained for path, (_, trained) in runs.items()})
     first = next(iter(runs))
     data = _open_data(first, runs[first][1])
-    samples, several, spaces = data.split(split).subset(most), len({path.name for path in runs}) < len(runs), {}
+    samples, spaces = data.split(split).subset(most), {}
     for path, (model, trained) in runs.items():
-        name = f"{path.parent.name}/{path.name}" if several else path.name
         posterior = encode_split(model.to(pick_device(device)), samples, ENCODED)
         settings = {"precision": precision or _precision_of(trained), "projection": projection}
-        spaces[name] = Exploration(model, samples, posterior, data, **settings)
+        spaces[names[path]] = Exploration(model, samples, posterior, data, **settings)
     return open_explorer(PairedExploration(spaces), data, run or Run(first), column, pins)
+
+
+def _load(path: Path, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
+    """As `load_run`, of a run that says what it was trained on."""
+    model, trained = load_run(path, checkpoint)
+    if "data" not in trained or not {"data_kind", "vae_run"} & trained.get("parameters", {}).keys():
+        raise RunError(f"{path / 'config.json'} says not on which data: restore it, or train the run again")
+    return model, trained
 
 
 def _open_data(path: Path, trained: dict[str, Any]) -> Data:
@@ -207,6 +227,20 @@ def _open_data(path: Path, trained: dict[str, Any]) -> Data:
     data = open_data(trained["parameters"])
     check_same_data(path, trained, data.fingerprint)
     return data
+
+
+def _names(paths: Sequence[str | Path]) -> dict[Path, str]:
+    """The folders of two runs, and as much of the end of each as tells them apart.
+
+    Raises:
+        RunError: there are not two different ones.
+    """
+    folders = {Path(path).resolve(): Path(path) for path in paths}
+    if len(folders) != 2:
+        raise RunError(f"{len(folders)} run(s) ({', '.join(map(str, paths))}): must be two different ones; name two")
+    one, other = (list(reversed(folder.parts)) for folder in folders)
+    same = next(i for i, (a, b) in enumerate(zip_longest(one, other)) if a != b)
+    return {path: "/".join(folder.parts[-same - 1 :]) for folder, path in folders.items()}
 
 
 def _precision_of(trained: dict[str, Any]) -> str:

@@ -48,7 +48,13 @@ class LatentMap:
         return index, float(distances[index])
 
     def locate(self, z: Float[Tensor, " d"]) -> tuple[Float[np.ndarray, "2"], int, float]:
-        """Map coordinates of a latent, of a sample's own one exactly those of its point; and `nearest`."""
+        """Map coordinates of a latent, of a sample's own one exactly those of its point; and `nearest`.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        if not bool(torch.isfinite(z).all()):
+            raise ValueError("the latent is not finite: the model is broken; take a better checkpoint")
         index, distance = self.nearest(z)
         return self.points[index] if distance == 0 else self.place(z[None])[0], index, distance
 

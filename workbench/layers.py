@@ -1,5 +1,11 @@
-"""Small blocks that several models share."""
+"""Small blocks that several models share, and what looks across the samples of a batch when processes divide it.
 
+Where several processes train one model, each has as many rows of every batch. Numbers are drawn for the whole batch and
+cut, and what is counted over a batch is counted over all of it: so the model learns the same as in one process.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
@@ -8,6 +14,62 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.losses import gaussian_kl
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which rows of every batch this process has: part `rank` of `size` equal ones; all of them unless said otherwise.
+
+    Args:
+        rank: Of this process.
+        size: Processes.
+        gather: Rows of all processes, in order; every one of them calls it, as often, with as many rows.
+    """
+
+    rank: int = 0
+    size: int = 1
+    gather: Callable[[Tensor], Tensor] = lambda x: x
+
+    def own(self, drawn: Tensor) -> Tensor:
+        """This process's rows of what was drawn for the whole batch."""
+        rows = len(drawn) // self.size
+        return drawn if self.size == 1 else drawn[self.rank * rows : (self.rank + 1) * rows]
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over the processes; no gradient flows through it."""
+        return x if self.size == 1 else self.gather(x[None]).sum(0)
+
+    def drawn_like(self, x: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """`draw` of something like x, drawn as for the whole batch."""
+        return draw(x) if self.size == 1 else self.own(draw(torch.cat([x.detach()] * self.size)))
+
+
+_current = [Shard()]
+
+
+def shard() -> Shard:
+    """The rows of every batch that this process has at the moment."""
+    return _current[-1]
+
+
+@contextmanager
+def sharded(rows: Shard) -> Iterator[None]:
+    """Batches inside the block are parts of larger ones."""
+    _current.append(rows)
+    try:
+        yield
+    finally:
+        _current.pop()
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout that leaves out the same elements of a batch however many processes divide it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the same shape."""
+        if shard().size == 1 or not self.training or not self.p:
+            return super().forward(x)
+        return x * shard().drawn_like(x, lambda whole: super(Dropout, self).forward(torch.ones_like(whole)))
 
 
 @dataclass(frozen=True)

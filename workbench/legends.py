@@ -5,19 +5,22 @@ from jaxtyping import UInt8
 from matplotlib import colormaps
 
 NUMBERS = 5
-"""Entries of a scale."""
+"""Entries of a scale, at most."""
 
 
-def scale_entries(low: int | float, high: int | float, colours: str) -> list[list[str]]:
-    """Text and colour (#rrggbb) of five numbers from the least to the most, or of one where these are equal.
+def scale_entries(low: int | float, high: int | float, colours: str, whole: bool = False) -> list[list[str]]:
+    """Text and colour (#rrggbb) of five numbers from the least to the most, or of as many as differ.
 
     Args:
         low, high: Where the scale begins and ends.
         colours: Name of a colour map of matplotlib.
+        whole: Whether there are only whole numbers, so that the entries are too.
     """
-    shares = np.linspace(0, 1, NUMBERS if high > low else 1)
-    bar = colormaps[colours](shares, bytes=True)[:, :3]
-    return [[f"{low + t * (high - low):.4g}", as_hex(colour)] for t, colour in zip(shares, bar, strict=True)]
+    numbers = np.linspace(low, high, NUMBERS)
+    numbers = np.unique(numbers.round() if whole else numbers)
+    bar = colormaps[colours]((numbers - low) / ((high - low) or 1.0), bytes=True)[:, :3]
+    texts = [f"{number:.0f}" if whole else f"{number:.4g}" for number in numbers]
+    return [[text, as_hex(colour)] for text, colour in zip(texts, bar, strict=True)]
 
 
 def as_hex(rgb: UInt8[np.ndarray, "3"]) -> str:

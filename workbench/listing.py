@@ -14,15 +14,20 @@ def describe_run(path: Path) -> dict[str, str]:
     """One row of the table of runs: run, model, data, state, time, figures."""
     config, status = read_json(path / "config.json"), read_if_there(path / "status.json")
     summary = read_if_there(path / "summary.json")
-    figures = {k: v for k, v in summary.items() if isinstance(v, float) and not k.endswith("_se")}
     return {
         "run": f"{path.parent.name}/{path.name}",
         "model": config.get("model", {}).get("kind", ""),
         "data": str(config.get("data", {}).get("name", config["parameters"].get("data", ""))),
         "state": run_state(summary, status),
         "time": _duration(config, summary, status),
-        "figures": "  ".join(f"{k} {v:.4g}" for k, v in list(figures.items())[:4]),
+        "figures": figures_of(summary),
     }
+
+
+def figures_of(summary: Mapping[str, Any]) -> str:
+    """The first four figures of a summary.json, standard errors left out."""
+    figures = {k: v for k, v in summary.items() if isinstance(v, float) and not k.endswith("_se")}
+    return "  ".join(f"{k} {v:.4g}" for k, v in list(figures.items())[:4])
 
 
 def _duration(config: Mapping[str, Any], summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
@@ -39,10 +44,19 @@ def table_of_runs(root: Path) -> pd.DataFrame:
     Raises:
         RunError: the folder is absent.
     """
+    rows = [_row(path, root) for path in run_folders_below(root)]
+    return pd.DataFrame([row for row in rows if row], columns=["run", "model", "data", "state", "time", "figures"])
+
+
+def run_folders_below(root: Path) -> list[Path]:
+    """Folders with a config.json, parts of a run left out.
+
+    Raises:
+        RunError: the folder is absent.
+    """
     if not root.is_dir():
         raise RunError(f"{root}: no such folder")
-    rows = [_row(path.parent, root) for path in sorted(root.rglob("config.json")) if not _is_part(path.parent)]
-    return pd.DataFrame([row for row in rows if row], columns=["run", "model", "data", "state", "time", "figures"])
+    return [path.parent for path in sorted(root.rglob("config.json")) if not _is_part(path.parent)]
 
 
 def _is_part(path: Path) -> bool:

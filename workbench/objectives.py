@@ -1,14 +1,18 @@
-"""What a training optimises, and its mean over a split."""
+"""What a training optimises, with what noise, and its mean over a split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.datasets.loading import Batch, Dataset, read_ahead, to_device
+from workbench.datasets.splits import mix
+from workbench.distributed import ALONE, World
 from workbench.models.laq import LAQ
 from workbench.models.quantizers import replacement_due
 from workbench.process import autocast
@@ -68,6 +72,11 @@ class LatentActions:
         return {"replaced": float(self.model.replace_unused(generator) if replacement_due(step) else 0)}
 
 
+def draw_noise(seed: int, step: int, samples: int, noise_dim: int) -> Float[Tensor, "b d"]:
+    """Standard normal noise for the whole batch of a step: a function of (seed, step) on every device."""
+    return torch.randn(samples, noise_dim, generator=torch.Generator().manual_seed(mix(seed, 2, step)))
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -76,6 +85,7 @@ def evaluate(
     precision: str = "fp32",
     after_batch: Callable[[int], None] | None = None,
     loss: Callable[[Batch], dict[str, Tensor]] | None = None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """Mean of each loss term over a split, without noise, the model in evaluation mode.
 
@@ -84,20 +94,23 @@ def evaluate(
         batch_size: Samples at a time; does not change the result beyond rounding.
         after_batch: Told the number of samples done so far; what it raises ends the evaluation.
         loss: Terms of a batch; the model's own where None.
+        world: Whose processes take the batches in turn; each of them gets the same means.
     """
     loss = loss or model.loss
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     sums: dict[str, float] = {}
-    done = 0
-    blocks = (np.arange(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size))
-    for indices, raw in read_ahead(dataset, blocks):
-        with autocast(device, precision):
-            terms = loss(dataset.prepare(to_device(raw, device)))
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
-        done += len(indices)
+    n = len(dataset)
+    own = (np.arange(i, min(i + batch_size, n)) for i in range(world.rank * batch_size, n, world.size * batch_size))
+    batches = read_ahead(dataset, own)
+    for done in range(0, n, world.size * batch_size):  # each process as often, with a batch or without one at the end
+        for indices, raw in islice(batches, 1):
+            with autocast(device, precision):
+                terms = loss(dataset.prepare(to_device(raw, device)))
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(indices)
         if after_batch:
-            after_batch(done)
+            after_batch(min(done + world.size * batch_size, n))
     model.train(was_training)
-    return {name: value / done for name, value in sums.items()}
+    of_all = world.collect(sums)
+    return {name: sum(sums.get(name, 0.0) for sums in of_all) / n for name in of_all[0]}

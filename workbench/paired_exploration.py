@@ -46,6 +46,11 @@ class PairedExploration:
         """Values of conditions: none are predicted from."""
         return ()
 
+    def errors(self) -> tuple[Float[np.ndarray, " n"], str]:
+        """Those of the first."""
+        values, label = self._first.errors()
+        return values, f"{label} of {next(iter(self.spaces))}"
+
     def view(self, state: State) -> View:
         """What a state shows.
 
@@ -57,15 +62,17 @@ class PairedExploration:
         (here, index, _), near, panels, lines = self._first.map.locate(z), {}, [], []
         for name, (own_z, x_hat, caption) in decoded.items():
             space = self.spaces[name]
-            error = space.error(x_hat, space.real(index)[1])
-            panels.append(Panel(name, f"{caption}; {space.data.error_name} {error:.3g}", space.data.pixels(x_hat[0])))
+            if state.mode != "draw":  # draws of two priors have no sample in common
+                error = float(space.error(x_hat, space.real(index)[1]))
+                caption = f"{caption}; {space.data.error_name} {error:.3g}"
+            panels.append(Panel(name, caption, space.data.pixels(x_hat[0])))
             nearest, distance = space.map.nearest(own_z)
             near.setdefault(self.samples.name(nearest), []).append(f"{distance:.3g} in {name}")
             if line := space.headline(x_hat, index):
                 lines.append(f"{name}: {line}")
         _, batch, pixels = self._first.real(index)
         told = "; ".join(f"{sample}, distance {', '.join(distances)}" for sample, distances in near.items())
-        panels.append(Panel(NEAREST, f"{NEAREST}: {told}", pixels))
+        panels.append(Panel(NEAREST, told, pixels))
         return View(z, here, tuple(panels), index, "; ".join(lines), self.data.key(batch))
 
     def route(self, state: State) -> Float[np.ndarray, "m 2"]:

@@ -38,12 +38,14 @@ from workbench.checkpoints import (
 from workbench.paths import outputs_root
 from workbench.progress import STATUS_VARIABLE
 
-PLACE = ("experiment", "run", "cache_dir", "decode_workers")
-"""Parameters that say where or how fast, and do not change what a run computes."""
+PLACE = ("experiment", "run", "cache_dir", "decode_workers", "devices", "num_nodes")
+"""Parameters that say where or how fast, and do not change what a run computes, but for rounding."""
 HEADER = ("parameters", "started", "versions", "git_commit")
 """What config.json holds from the start; a run that got anywhere has recorded more."""
 RESULTS = ("summary.json", "metrics.csv", "checkpoints", "model.safetensors", "parts")
 """What a run has once it got anywhere."""
+NODE_VARIABLE = "WORKBENCH_NODE_RANK"
+"""Number of this node, where the same notebook is run on several for one training."""
 STALE_SECONDS = 60
 REASON_WIDTH = 60
 
@@ -90,6 +92,11 @@ class Run:
                 raise RunError(_conflict(self.path, differences({key: config[key]}, {key: value})))
         if not entries.keys() <= config.keys():
             write_json(self.path / "config.json", config | entries)
+
+    def note(self, changes: list[str]) -> None:
+        """Add to `changes` of config.json what was no longer as before when the run went on."""
+        config = self.config
+        write_json(self.path / "config.json", config | {"changes": [*config.get("changes", []), *changes]})
 
     def figure(self, figure: Figure, name: str) -> Figure:
         """Save a figure as figures/<name>.png and return it; what no file's name may hold becomes a dash."""
@@ -170,7 +177,7 @@ def open_run(parameters: Mapping[str, Any], root: Path | None = None) -> Run:
 
 
 def run_path(parameters: Mapping[str, Any], root: Path | None = None) -> Path:
-    """The folder `<root>/<experiment>/<run>` of a parameter set.
+    """The folder `<root>/<experiment>/<run>` of a parameter set; `<run>-node1` on node 1 of a training over several.
 
     Raises:
         RunError: a name that is empty or leads out of the folder above it.
@@ -179,7 +186,9 @@ def run_path(parameters: Mapping[str, Any], root: Path | None = None) -> Path:
         parts = str(parameters[key]).split("/")
         if any(part.strip(" .") == "" for part in parts) or (key == "run" and len(parts) > 1):
             raise RunError(f"{key}={parameters[key]!r}: must be a folder's name, such as 'vae'")
-    return (root or outputs_root()) / parameters["experiment"] / parameters["run"]
+    node = os.environ.get(NODE_VARIABLE, "0") if parameters.get("num_nodes", 1) > 1 else "0"
+    run = parameters["run"] if node == "0" else f"{parameters['run']}-node{node}"
+    return (root or outputs_root()) / parameters["experiment"] / run
 
 
 def holds_nothing(path: Path) -> bool:

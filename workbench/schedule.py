@@ -25,12 +25,16 @@ class TrainConfig(Config):
     """Seed of the batch order and of all noise."""
     device: DeviceName = "auto"
     """`auto` (CUDA where present, else CPU), or a torch device such as `cuda:1`."""
+    devices: int = Field(1, ge=1)
+    """Processes of the training on each node: one for each GPU, or as many on the CPU."""
+    num_nodes: int = Field(1, ge=1)
+    """Nodes."""
     epochs: int = Field(1, ge=1)
     """Passes over the training split."""
     training_steps: int = Field(0, ge=0)
     """Optimizer steps in all, in place of `epochs`; 0: as many as the epochs have."""
     batch_size: int = Field(64, ge=1)
-    """Samples per optimizer step; an incomplete last batch of an epoch is left out."""
+    """Samples per optimizer step, of all processes together; an incomplete last batch of an epoch is left out."""
     lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     """Largest learning rate of AdamW."""
     schedule: Literal["exponential", "cosine"] = "exponential"
@@ -77,6 +81,22 @@ class TrainConfig(Config):
         if self.kl_rise_from > self.kl_rise_to:
             raise ValueError(f"kl_rise_from={self.kl_rise_from}: must be at most kl_rise_to={self.kl_rise_to}")
         return self
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TrainConfig":
+        below = self.batch_size // self.processes * self.processes
+        if below != self.batch_size:
+            sizes = f"{below} or {below + self.processes}" if below else f"{self.processes}"
+            raise ValueError(
+                f"batch_size={self.batch_size}: must be divisible by {self.processes} = devices * num_nodes, as each "
+                f"process takes as many samples of a step; the nearest such size is {sizes}"
+            )
+        return self
+
+    @property
+    def processes(self) -> int:
+        """Processes of the training on all nodes."""
+        return self.devices * self.num_nodes
 
 
 class HeadWeights(Config):

@@ -84,6 +84,8 @@ class Panel:
     pixels: UInt8[np.ndarray, "h w 3"]
 
 
+MEASURED = 64
+"""Samples whose errors are measured at a time."""
 NEAREST = "nearest sample"
 """Title of the panel with the nearest real sample."""
 
@@ -149,6 +151,9 @@ class Space(Protocol):
 
     def own_conditions(self, sample: int) -> tuple[float, ...]:
         """A sample's own conditions."""
+
+    def errors(self) -> tuple[Float[np.ndarray, " n"], str]:
+        """How far what is decoded for each sample is from it, and what that is, with its unit."""
 
     def view(self, state: State) -> View:
         """What a state shows; a ValueError says why it shows nothing."""

@@ -90,6 +90,7 @@ def find_sweep(
     overrides: Collection[str] = (),
     seeds: int | None = None,
     accept: Collection[str] = (),
+    varied: Collection[str] = (),
 ) -> Sweep | None:
     """The sweep of a parameter folder; None where it has no settings.yaml.
 
@@ -100,21 +101,19 @@ def find_sweep(
         overrides: Parameters given with `-p`.
         seeds: Number of seeds; None: as the file says, else 1.
         accept: "failures": take the verdict of a sweep some of whose runs failed; "undecided": one on a single seed.
+        varied: Parameters given with `--grid`.
 
     Raises:
         ConfigError: all problems of the file, of the base, and of what was asked for, one a line.
     """
     found = [(f"--seeds {seeds}", "must be at least 1")] if seeds is not None and seeds < 1 else []
     there = (folder / SETTINGS).exists()
-    if not there and seeds is not None and seeds > 1:
-        rule = f"{folder} does not say what to repeat: add a {SETTINGS} with `notebook:` and `settings:`"
-        found.append((f"--seeds {seeds}", rule))
     if there and "run" in overrides:
         found.append(("-p run", "a sweep names its runs itself; to begin others, give -p experiment=<name>"))
     content, base = read_file(folder / SETTINGS) if there else {}, Layer({})
     if there:
         found += _wrong(content, folder, place, notebooks)
-        found += _overridden(content.get("settings"), place, overrides)
+        found += _overridden(content.get("settings"), place, overrides, varied)
     try:
         base = _base(content["base"], place, accept) if "base" in content else base
     except ConfigError as error:
@@ -141,15 +140,15 @@ def _wrong(content: Mapping[str, Any], folder: Path, place: str, notebooks: Coll
     return found + _wrong_settings(content.get("settings"), place) + _twice(folder / SETTINGS, place)
 
 
-def _overridden(settings: Any, place: str, overrides: Collection[str]) -> list[Problem]:
-    """Settings that would be the same with what was given with `-p`."""
+def _overridden(settings: Any, place: str, overrides: Collection[str], varied: Collection[str]) -> list[Problem]:
+    """Settings that would be the same with what was given with `-p` and `--grid`."""
     of_settings = settings if isinstance(settings, dict) else {}
     left = {
-        name: {key: value for key, value in values.items() if key not in overrides}
+        name: {key: value for key, value in values.items() if key not in {*overrides, *varied}}
         for name, values in of_settings.items()
-        if isinstance(values, dict) and values.keys() & set(overrides)
+        if isinstance(values, dict) and values.keys() & {*overrides, *varied}
     }
-    given = " ".join(f"-p {key}" for key in overrides)
+    given = " ".join([*(f"-p {key}" for key in overrides), *(f"--grid {key}" for key in varied)])
     return [
         (given, f"makes settings {one} and {other} of {place} the same: leave out what they vary")
         for one, other in combinations(left, 2)
@@ -216,7 +215,7 @@ def _base(base: Any, place: str, accept: Collection[str]) -> Layer:
 
 
 def spread(
-    sweep: Sweep, parameters: Mapping[str, Parameter], own: Layer, typed: Layer
+    sweep: Sweep, parameters: Mapping[str, Parameter], own: Layer, *typed: Layer
 ) -> Iterator[tuple[list[Layer], dict[str, Any]]]:
     """The layers of each run of a sweep, and its `run` and `seed`; all settings of a seed come before the next seed.
 
@@ -224,7 +223,7 @@ def spread(
         sweep: What is swept.
         parameters: Those that the notebook declares.
         own: Its parameter file; seeds are counted from the `seed` there.
-        typed: What was given with `-p`; a `seed` there counts more.
+        typed: What was given with `-p` and `--grid`; a `seed` there counts more.
 
     Raises:
         ConfigError: the notebook has no `run` or no `seed`, or its file gives a `run`.
@@ -235,12 +234,12 @@ def spread(
         raise ConfigError([(f"notebook={sweep.notebook!r} in {sweep.place}", rule)])
     if "run" in own.values:
         raise ConfigError([(f"run={own.values['run']!r}{own.after}", "the sweep gives it: leave it out")])
-    first = merged([Layer({"seed": parameters["seed"].default}), own, typed])["seed"]
+    first = merged([Layer({"seed": parameters["seed"].default}), own, *typed])["seed"]
     for number in range(sweep.seeds):
         seed = first + number if type(first) is int else first
         for name, values in sweep.settings.items():
             setting = Layer(values, f" in {sweep.place}, setting {name}")
-            yield [sweep.base, own, setting, typed], {"run": f"{name}-{seed}", "seed": seed}
+            yield [sweep.base, own, setting, *typed], {"run": f"{name}-{seed}", "seed": seed}
 
 
 def slots(jobs: int | None, devices: Sequence[str]) -> list[dict[str, str]]:

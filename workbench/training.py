@@ -3,28 +3,33 @@
 Nothing in the loop is stateful but the checkpoint (model, optimizer, step, micro-batch count, best value):
 batch order is a function of (seed, epoch), noise and dropout of (seed, step). So a run that was killed at any
 instant and started again ends in the same weights, bit for bit, as one that was not. The conditions are the
-same device, thread count and library versions; a resumed run says so where they are not.
+same device, thread count, number of processes and library versions; a resumed run says so where they are not.
+
+One process or several (`devices`, `num_nodes`) run the same loop on their parts of each batch, see `distributed`.
 """
 
 import math
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from workbench.checkpoints import load_checkpoint, load_safetensors, load_weights, save_checkpoint, save_model
 from workbench.datasets.loading import Batch, Dataset, batch_indices, read_ahead, to_device
 from workbench.datasets.splits import mix
-from workbench.health import Watch
+from workbench.distributed import ALONE, PeerOutOfMemory, World, mean_terms, synchronised
+from workbench.health import Watch, not_finite
+from workbench.launch import launch
+from workbench.layers import sharded
 from workbench.logs import Log
-from workbench.objectives import Objective, Reconstruction, evaluate
+from workbench.objectives import Objective, Reconstruction, draw_noise, evaluate
 from workbench.plots import image_grid
 from workbench.process import (
     autocast,
@@ -41,16 +46,6 @@ from workbench.runs import Run, differences
 from workbench.schedule import TrainConfig, Weights, learning_rate, total_steps
 
 FIXED_SAMPLES = 8
-NAMED_SAMPLES = 64
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient became infinite or NaN; nothing of that step was kept."""
-
-
-def draw_noise(seed: int, step: int, samples: int, noise_dim: int) -> Float[Tensor, "b d"]:
-    """Standard normal noise for the whole batch of a step: a function of (seed, step) on every device."""
-    return torch.randn(samples, noise_dim, generator=torch.Generator().manual_seed(mix(seed, 2, step)))
 
 
 def fit(
@@ -65,6 +60,8 @@ def fit(
     objective: Objective | None = None,
 ) -> nn.Module:
     """Train into a run folder, from its last checkpoint where there is one; load the model if it is finished.
+
+    With more than one process (`devices`, `num_nodes`) they are started here, and end with this one, see `launch`.
 
     Args:
         model: Freshly initialised from a fixed seed; `loss(batch)` gives named terms, `noise_dim` its noise.
@@ -81,27 +78,54 @@ def fit(
         KeyboardInterrupt: likewise after SIGINT.
         NonFiniteError: the loss or the gradient is not finite.
         RunError, CheckpointError: the folder is in use, is another model's, or is damaged.
+        LaunchError: several processes cannot be started as asked, or have been lost too often.
     """
     run.record(model={"kind": kind} | model.config.model_dump())
-    _place(model, config)
+    arguments = (model, kind, train, val, config, run, weights, picture, objective)
     if run.trained:
-        load_weights(model, load_safetensors(run.path / "model.safetensors"), run.path / "model.safetensors")
         print(f"{run.path} holds a finished model of this configuration: loaded, not trained")
+    elif config.processes > 1:
+        with run.lock():
+            launch(arguments, config, run)
+    else:
+        with run.lock(), stop_signals() as stop:
+            train_into(*arguments, stop)
         return model.eval()
-    with run.lock(), deterministic_kernels(config.deterministic), stop_signals() as stop:
-        trainer = Trainer(model, train, val, config, run, weights, picture or _rows, objective)
+    _place(model, config)
+    load_weights(model, load_safetensors(run.path / "model.safetensors"), run.path / "model.safetensors")
+    return model.eval()
+
+
+def train_into(
+    model: nn.Module,
+    kind: str,
+    train: Dataset,
+    val: Dataset,
+    config: TrainConfig,
+    run: Run,
+    weights: Weights,
+    picture: Callable[[Tensor, Tensor], Figure] | None,
+    objective: Objective | None,
+    stop: Mapping[str, int],
+    world: World = ALONE,
+    progress: type[Progress] = Progress,
+) -> None:
+    """What `fit` does in each process of a `world`; `stop` holds a signal's number under "signal" once one has come."""
+    _place(model, config)
+    with deterministic_kernels(config.deterministic):
+        trainer = Trainer(model, train, val, config, run, weights, picture or _rows, objective, world, progress)
         try:
             trainer.train(stop)
         except BaseException as error:
             write_status("stopped", what="training", done=trainer.step, total=trainer.steps, reason=_reason(error))
             raise
-        if config.keep == "best":
+        if world.writes and config.keep == "best":
             path = run.path / "checkpoints" / "best.ckpt"
             load_weights(model, load_checkpoint(path, ("model",))["model"], path)
-        save_model(run.path / "model.safetensors", model, kind)
-        if stop:
-            leave(stop["signal"], f"stopped by {signal.Signals(stop['signal']).name} after the last step; model saved")
-    return model.eval()
+        if world.writes:
+            save_model(run.path / "model.safetensors", model, kind)
+        if number := world.most(stop.get("signal", 0)):
+            leave(number, f"stopped by {signal.Signals(number).name} after the last step; model saved")
 
 
 def _place(model: nn.Module, config: TrainConfig) -> None:
@@ -120,7 +144,7 @@ def _reason(error: BaseException) -> str:
 
 
 class Trainer:
-    """One training in one process. Use `fit`."""
+    """One training, or the part of it that one of several processes has. Use `fit`."""
 
     def __init__(
         self,
@@ -132,11 +156,13 @@ class Trainer:
         weights: Weights,
         picture: Callable[[Tensor, Tensor], Figure],
         objective: Objective | None = None,
+        world: World = ALONE,
+        progress: type[Progress] = Progress,
     ) -> None:
         if config.batch_size > len(train):
             raise ValueError(f"batch_size={config.batch_size}: must be at most {len(train)}, the training samples")
         self.model, self.train_set, self.val_set, self.config, self.run = model, train, val, config, run
-        self.weights, self.picture = weights, picture
+        self.weights, self.picture, self.world, self.show_progress = weights, picture, world, progress
         self.device = next(model.parameters()).device
         self.objective = objective or Reconstruction(model)
         kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam  # equal at 0, where AdamW's is slower
@@ -147,7 +173,7 @@ class Trainer:
         self.steps = total_steps(config, self.steps_per_epoch)
         self.epochs = math.ceil(self.steps / self.steps_per_epoch)
         self.step, self.micro_batches, self.best, self.best_step, self.seconds = 0, 1, math.inf, 0, 0.0
-        self.saved_step = 0
+        self.saved_step, self.part, self.shard = 0, world.part(config.batch_size), world.shard(config.compile)
         self.folder = run.path / "checkpoints"
 
     def train(self, stop: Mapping[str, int]) -> None:
@@ -157,11 +183,12 @@ class Trainer:
         config, started = self.config, time.monotonic() - self.seconds
         order = getattr(self.train_set, "epoch_order", None)
         indices = batch_indices(len(self.train_set), config.batch_size, config.seed, self.step, order)
-        batches = read_ahead(self.train_set, islice(indices, self.steps - self.step))
+        batches = read_ahead(self.train_set, islice(indices, self.steps - self.step), self.part)
         self.model.train()
         with (
-            Log(self.run.path, self.step, self.objective.group) as self.log,
-            Progress(self.steps, "training", "step", self.step) as self.progress,
+            Log(self.run.path, self.step, self.objective.group) if self.world.writes else nullcontext() as self.log,
+            self.show_progress(self.steps, "training", "step", self.step) as self.progress,
+            synchronised(self.model, self.world, config.compile),
         ):
             if not validated:
                 self._finish_step()
@@ -192,7 +219,7 @@ class Trainer:
         terms = " ".join(f"{name} {row[name]:.4g}" for name in self.weights(0.0))
         self.progress.update(1, f"epoch {self.epoch}/{self.epochs} {terms} {speed:.0f} samples/s")
         due = self.step == 1 or self.step % config.log_every == 0 or self.step == self.steps
-        if due or row.get("replaced", 0) > 0:
+        if self.log and (due or row.get("replaced", 0) > 0):
             self.log.row(self.step, self.epoch, "train", row | {"samples_per_s": speed, "seconds": self.seconds})
 
     def _finish_step(self) -> None:
@@ -203,12 +230,11 @@ class Trainer:
         last = self.done
         if last and self.step < self.steps:
             print(f"stopped early after step {self.step}: no lower validation loss for {config.patience} epochs")
-        if self.step % (config.images_every or self.steps_per_epoch) == 0 or last:
+        if self.log and (self.step % (config.images_every or self.steps_per_epoch) == 0 or last):
             self.log.picture(self.step, self._reconstructions())
         if self.step % config.checkpoint_every == 0 or last:
             self._save("last")
-        if self.stop:
-            self._leave(validated=True)
+        self._leave_if_asked(validated=True)
 
     def _train_step(self, samples: np.ndarray, raw: Batch) -> dict[str, float]:
         """One optimizer step on one batch; returns the unweighted terms, the loss and the gradient norm."""
@@ -219,27 +245,39 @@ class Trainer:
         batch = self.train_set.prepare(to_device(raw, self.device))
         if self.model.noise_dim:
             noise = draw_noise(config.seed, self.step, len(samples), self.model.noise_dim)
-            batch["noise"] = noise.to(self.device)
-        terms = self._gradient(batch, weights, len(samples))
+            batch["noise"] = noise[self.part].to(self.device)
+        terms = self._gradient(batch, weights, len(samples) // self.world.size)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip, foreach=True)
         loss = sum(weight * terms[name] for name, weight in weights.items())
         values = torch.stack([*terms.values(), loss, norm]).tolist()
         row = dict(zip([*terms, "loss", "grad_norm"], values, strict=True))
         if not all(map(math.isfinite, values)):
-            raise NonFiniteError(self._not_finite(row, samples))
+            names = [self.train_set.name(int(i)) for i in samples]
+            last = f"{self.folder / 'last.ckpt'} (after step {self.saved_step})"
+            raise not_finite(self.step + 1, row, names, last)
         self.optimizer.step()
         self.step += 1
         row |= self.objective.after_step(self.step, torch.Generator().manual_seed(mix(config.seed, 3, self.step)))
         return row | {f"{name}_weight": weight for name, weight in list(weights.items())[1:]} | {"lr": lr}
 
     def _gradient(self, batch: Batch, weights: Mapping[str, float], n: int) -> dict[str, Tensor]:
-        """Gradient of the weighted loss over the batch, in micro-batches; twice as many when memory runs out."""
+        """Gradient of the weighted loss over the batch, in micro-batches; twice as many when memory runs out.
+
+        All processes take the step again if one of them has run out of memory. The terms are those of the whole batch.
+        """
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         while True:
             try:
-                return self._accumulate(batch, weights, n)
+                with sharded(self.shard):
+                    terms = self._accumulate(batch, weights, n)
+                self.world.mean([p.grad for p in self.model.parameters() if p.grad is not None])
+                return mean_terms(self.world, terms)
             except RuntimeError as error:
-                if not out_of_memory(error) or self.micro_batches >= n:
+                if not out_of_memory(error):
+                    raise
+                if not isinstance(error, PeerOutOfMemory):
+                    self.world.most(1)  # what the others wait for
+                if self.micro_batches >= n:
                     raise
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
@@ -267,24 +305,16 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + share * value.detach()
         return totals
 
-    def _not_finite(self, row: Mapping[str, float], samples: np.ndarray) -> str:
-        values = ", ".join(f"{name}={value:g}" for name, value in row.items())
-        names = ", ".join(self.train_set.name(int(i)) for i in samples[:NAMED_SAMPLES])
-        more = f" and {len(samples) - NAMED_SAMPLES} more" if len(samples) > NAMED_SAMPLES else ""
-        return (
-            f"step {self.step + 1} is not finite ({values}); its samples are {names}{more}; the last good checkpoint "
-            f"is {self.folder / 'last.ckpt'} (after step {self.saved_step}). Look at these samples, lower lr, or use "
-            "precision fp32, under another run name"
-        )
-
     def _validate(self) -> None:
         """Evaluate, log, and keep the best model by the loss at its final weights (after any warm-up)."""
-        size = max(1, self.config.batch_size // self.micro_batches)
-        terms = evaluate(self.model, self.val_set, size, self.config.precision, self._validating, self.objective.loss)
+        size = max(1, self.config.batch_size // self.world.size // self.micro_batches)
+        how = (size, self.config.precision, self._validating, self.objective.loss, self.world)
+        terms = evaluate(self.model, self.val_set, *how)
         weights = self.weights(self.step / self.steps)
         self.watch.validation(self.step, sum(weight * terms[name] for name, weight in weights.items()))
         terms["loss"] = sum(weight * terms[name] for name, weight in self.weights(1.0).items())
-        self.log.row(self.step, self.epoch, "val", terms | {"seconds": self.seconds})
+        if self.log:
+            self.log.row(self.step, self.epoch, "val", terms | {"seconds": self.seconds})
         shown = " ".join(f"{name} {terms[name]:.4g}" for name in self.weights(0.0))
         self.progress.update(0, f"epoch {self.epoch}/{self.epochs} validation {shown}")
         if terms["loss"] < self.best:
@@ -295,8 +325,8 @@ class Trainer:
         """Show how far the validation is; a signal ends it, and it is done anew after resuming."""
         samples = len(self.val_set)
         self.progress.update(0, f"epoch {self.epoch}/{self.epochs} validating {done}/{samples}")
-        if self.stop and done < samples:
-            self._leave(validated=False)
+        if done < samples:
+            self._leave_if_asked(validated=False)
 
     @torch.inference_mode()
     def _reconstructions(self) -> Figure:
@@ -311,6 +341,10 @@ class Trainer:
 
     def _save(self, name: str, validated: bool = True) -> None:
         """Write a checkpoint; `validated` says that what its step called for has been done."""
+        if name == "last":
+            self.saved_step = self.step
+        if not self.world.writes:
+            return
         self.folder.mkdir(exist_ok=True)
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         progress = {
@@ -320,36 +354,46 @@ class Trainer:
             "best": self.best,
             "best_step": self.best_step,
             "seconds": self.seconds,
-            "device": device_name(self.device),
-        }
+        } | self._circumstances()
         save_checkpoint(self.folder / f"{name}.ckpt", state | progress)
-        if name == "last":
-            self.saved_step = self.step
+
+    def _circumstances(self) -> dict[str, str]:
+        """What the bits depend on, beside versions."""
+        found = {"device": device_name(self.device), "processes": str(self.world.size)}
+        return found | ({"threads": str(torch.get_num_threads())} if self.world.size > 1 else {})
 
     def _resume(self) -> bool:
         """Load the last checkpoint, or write one of the start; whether its step has been validated where due."""
-        path = self.folder / "last.ckpt"
-        if not path.exists():
+        path, first = self.folder / "last.ckpt", self.world.rank == 0
+        if not self.world.first(path.exists()):
+            if self.world.size > 1:
+                start = {name: value.cpu() for name, value in self.model.state_dict().items()} if first else None
+                self.model.load_state_dict(self.world.first(start))
             self._save("last")
             return True
         progress = ("step", "validated", "micro_batches", "best", "best_step", "seconds")
-        state = load_checkpoint(path, ("model", "optimizer", *progress))
+        state = self.world.first(load_checkpoint(path, ("model", "optimizer", *progress)) if first else None)
         load_weights(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.micro_batches = state["step"], state["micro_batches"]
         self.best, self.best_step = state["best"], state["best_step"]
         self.seconds, self.saved_step = state["seconds"], state["step"]
         print(f"resumed {path} at step {self.step} of {self.steps}", flush=True)
-        if changes := self.run.changes() + differences(
-            {"device": state["device"]}, {"device": device_name(self.device)}
-        ):
-            print(f"not bit for bit as without the interruption, as this has changed: {'; '.join(changes)}", flush=True)
+        self._note_changes(state)
         return state["validated"]
 
-    def _leave(self, validated: bool) -> NoReturn:
-        """Write a checkpoint and leave, by the exception that belongs to the signal."""
-        self._save("last", validated)
-        name = signal.Signals(self.stop["signal"]).name
-        leave(
-            self.stop["signal"], f"stopped by {name} after step {self.step} of {self.steps}; a checkpoint was written"
-        )
+    def _note_changes(self, state: Mapping[str, Any]) -> None:
+        """Say, and write into the run's config.json, what is not as it was when a checkpoint was written."""
+        here, there = self._circumstances(), {"processes": "1"} | state
+        of_run = [line for line in self.run.changes() if "threads" not in here or not line.startswith("threads:")]
+        changes = of_run + differences({key: there.get(key, here[key]) for key in here}, here)
+        if changes and self.world.writes:
+            print(f"not bit for bit as without the interruption, as this has changed: {'; '.join(changes)}", flush=True)
+            self.run.note([f"step {self.step}: {line}" for line in changes])
+
+    def _leave_if_asked(self, validated: bool) -> None:
+        """If a signal has arrived at any process, write a checkpoint and leave by the exception that belongs to it."""
+        if number := self.world.most(self.stop.get("signal", 0)):
+            self._save("last", validated)
+            name = signal.Signals(number).name
+            leave(number, f"stopped by {name} after step {self.step} of {self.steps}; a checkpoint was written")

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from workbench.config import Config
+from workbench.layers import Dropout
 from workbench.models.spectral_norm import spectral_norm
 
 COLLAPSED = 1e-8
@@ -214,7 +215,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        inner = [nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width)]
+        inner = [nn.Linear(width, 2 * width), nn.GELU(), Dropout(dropout), nn.Linear(2 * width, width)]
         self.branch = nn.Sequential(nn.LayerNorm(width), *inner)
 
     def forward(self, x: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
@@ -315,7 +316,7 @@ class CNNConditioner(Conditioner):
         cell = max(1, config.grid // GRID)
         self.pool = nn.AvgPool2d(cell, ceil_mode=True)  # unlike adaptive pooling, deterministic on a GPU
         self.mix = nn.Linear(dims[-1] * math.ceil(config.grid / cell) ** 2, dims[-1])
-        self.norm = nn.Sequential(nn.GELU(), nn.Dropout(config.dropout), nn.LayerNorm(dims[-1]))
+        self.norm = nn.Sequential(nn.GELU(), Dropout(config.dropout), nn.LayerNorm(dims[-1]))
         self.heads = Heads(dims[-1], config.main_dim, config.hier_dim)
         if config.spectral_norm:
             for module in [*self.stem.modules(), *self.stages.modules(), self.mix]:

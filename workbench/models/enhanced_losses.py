@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cosine_similarity, gelu, linear
 
 from workbench.config import Config, ConfigError, nearest
+from workbench.layers import shard
 from workbench.losses import mean_squared_error
 
 AS_THE_PRESET = -1.0
@@ -157,5 +158,5 @@ def augment_condition(
     """
     scale = std if condition.dim() == 2 else rearrange(std, "c -> c 1 1")
     if generator is None:
-        return condition + noise * scale * torch.randn_like(condition)
+        return condition + noise * scale * shard().drawn_like(condition, torch.randn_like)
     return condition + noise * scale * torch.randn(condition.shape, generator=generator).to(condition)

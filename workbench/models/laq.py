@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from workbench.config import Config
-from workbench.layers import LatentLayout
+from workbench.layers import LatentLayout, shard
 from workbench.losses import mean_squared_error
 from workbench.models.laq_transformer import PositionBias, Transformer
 from workbench.models.quantizers import FSQ, NSVQ, GaussianAction, LatentAction
@@ -215,6 +215,7 @@ class LAQ(nn.Module):
         if action.indices is None:
             return terms | {"kl": action.kl().mean()}
         share = nn.functional.one_hot(action.indices, self.config.codebook_size).float().mean(0)  # (n, entries)
+        share = shard().total(share) / shard().size
         used = {"perplexity": torch.special.entr(share).sum(1).exp(), "codes_used": (share > 0).sum(1).float()}
         return terms | {name: values.mean() for name, values in used.items()}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.config import Config
-from workbench.layers import LatentLayout, Posterior, norm
+from workbench.layers import LatentLayout, Posterior, norm, shard
 from workbench.losses import mean_squared_error
 
 WIDEST = 8
@@ -127,11 +127,12 @@ class Decoded:
 def cross_entropy(logits: Float[Tensor, "b k ..."], target: Int[Tensor, "b ..."]) -> Float[Tensor, ""]:
     """Mean of -log p(target) over the labelled elements, in nats; those with target -1 count nowhere.
 
-    0 where nothing is labelled. The last step is that of vectors, which CUDA has a deterministic kernel for.
+    0 where nothing is labelled. Where processes divide a batch, the mean of theirs is that of the batch. The last step
+    is that of vectors, which CUDA has a deterministic kernel for.
     """
     log_p = rearrange(F.log_softmax(logits.float(), dim=1), "b k ... -> (b ...) k")
     total = F.nll_loss(log_p, target.flatten(), ignore_index=UNLABELLED, reduction="sum")
-    return total / (target != UNLABELLED).sum().clamp(min=1)
+    return total * shard().size / shard().total((target != UNLABELLED).sum()).clamp(min=1)
 
 
 def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:

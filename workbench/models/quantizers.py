@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from workbench.layers import shard
 from workbench.losses import gaussian_kl
 
 DISCARD_BELOW = 0.1
@@ -86,7 +87,8 @@ class NSVQ(nn.Module):
         if noise is not None:
             error = torch.linalg.vector_norm(difference - codes, dim=-1, keepdim=True)
             codes = difference + error * torch.nn.functional.normalize(noise, dim=-1)
-            self.code_usage += torch.zeros_like(self.code_usage).index_fill_(0, indices.flatten(), 1)
+            met = torch.zeros_like(self.code_usage).index_fill_(0, indices.flatten(), 1)
+            self.code_usage += shard().total(met).clamp(max=1)
             self.usage_batches += 1
         return LatentAction(difference, codes, indices)
 

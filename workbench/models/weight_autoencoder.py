@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.config import Config
-from workbench.layers import LatentLayout, Posterior
+from workbench.layers import Dropout, LatentLayout, Posterior
 
 GROUPS = 2
 EPSILON = 1e-6
@@ -157,7 +157,7 @@ class Residual(nn.Module):
     def __init__(self, c_in: int, c_out: int, dropout: float) -> None:
         super().__init__()
         first = (norm(c_in), nn.SiLU(), conv(c_in, c_out))
-        self.branch = nn.Sequential(*first, norm(c_out), nn.SiLU(), nn.Dropout(dropout), conv(c_out, c_out))
+        self.branch = nn.Sequential(*first, norm(c_out), nn.SiLU(), Dropout(dropout), conv(c_out, c_out))
         self.shortcut = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
 
     def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c_out h w"]:

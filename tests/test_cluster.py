@@ -1,0 +1,227 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from projects import make_project, write_notebook
+
+from workbench import cluster
+from workbench.__main__ import main
+from workbench.batch import run_folders
+from workbench.runs import Run, RunError
+
+ROOT = Path(__file__).parents[1]
+BEHAVE = """
+import json, os, pathlib, signal, sys, time
+folder = pathlib.Path(os.environ["WORKBENCH_STATUS"]).parent
+starts = folder / "starts"
+starts.open("a").write("x")
+first = starts.read_text() == "x"
+class Preempted(SystemExit):
+    pass
+if n == 2:
+    raise ValueError("two")
+if n == 3 and first:
+    raise Preempted(75)
+if n == 4 and first:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+def stopped(number, frame):
+    (folder / "checkpoint").touch()
+    raise Preempted(75)
+signal.signal(signal.SIGTERM, stopped)
+while n == 5 and first:
+    time.sleep(0.1)
+(folder / "summary.json").write_text(json.dumps({"finished": "now", "threads": os.environ["OMP_NUM_THREADS"]}))
+"""
+"""Fails, is preempted, loses its worker, or goes on until it is stopped, the first time."""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    project = make_project(tmp_path, monkeypatch)
+    (project / "params" / "demo" / "02_second.yaml").unlink()
+    write_notebook(project, "01_first", BEHAVE)
+    return project
+
+
+def workbench(project: Path, *arguments: str) -> subprocess.Popen:
+    log = (project / "driver.log").open("w")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["WORKBENCH_OUTPUTS"] = str(project / "outputs")
+    line = [sys.executable, "-m", "workbench", "run", "params/demo", *arguments]
+    return subprocess.Popen(line, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen, project: Path) -> None:
+    for _ in range(900):
+        if condition():
+            return
+        assert process.poll() is None, (project / "driver.log").read_text()
+        time.sleep(0.1)
+    pytest.fail((project / "driver.log").read_text())
+
+
+def started(project: Path, n: int) -> bool:
+    return (project / "outputs" / "demo" / f"n={n}" / "one" / "starts").exists()
+
+
+def below_outputs(project: Path) -> list[str]:
+    """Processes whose command line speaks of this project."""
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if str(project) in line]
+
+
+@pytest.mark.slow
+def test_failures_are_collected_and_what_was_stopped_or_lost_is_run_again(project: Path) -> None:
+    """On this machine as a site; the second driver is refused meanwhile."""
+    site = str(ROOT / "cluster" / "local.py")
+    process = workbench(project, "--site", site, "--grid", "n=1,2,3,4")
+    until(lambda: started(project, 1), process, project)
+    with pytest.raises(RunError, match=f"outputs/demo is in use by process {process.pid} on "):
+        run_folders([project / "params" / "demo"], {})
+    assert process.wait(timeout=120) == 1
+    text = (project / "driver.log").read_text()
+    folder = project / "outputs" / "demo"
+    failure = f"  n=2/01_first: ValueError in cell [3]: two ({folder}/n=2/one/01_first.ipynb)"
+    assert text.splitlines()[-2:] == ["1 of 4 runs failed; the same command tries them again:", failure]
+    assert "n=3/01_first: stopped by a signal on " in text and "n=4/01_first: lost with its node " in text
+    assert {n: (folder / f"n={n}" / "one" / "starts").read_text() for n in (1, 2, 3, 4)} == {
+        1: "x",
+        2: "x",
+        3: "xx",
+        4: "xx",
+    }
+    assert (folder / "n=4" / "one" / "01_first.html").exists()
+    assert main(["run", "params/demo", "--site", site, "--grid", "n=1,3,4"]) == 0
+    assert len(list((project / "outputs" / ".parsl").iterdir())) == 1, "Parsl was started for what is finished"
+
+
+@pytest.mark.slow
+def test_an_interrupted_driver_lets_its_runs_stop_and_goes_on_later(project: Path) -> None:
+    site = str(ROOT / "cluster" / "local.py")
+    process = workbench(project, "--site", site, "--grid", "n=5")
+    until(lambda: started(project, 5), process, project)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=60) == 130, (project / "driver.log").read_text()
+    assert "stopped; the same command goes on" in (project / "driver.log").read_text()
+    until_gone = time.monotonic() + 15
+    while below_outputs(project) and time.monotonic() < until_gone:
+        time.sleep(0.2)
+    assert below_outputs(project) == []
+    run = Run(project / "outputs" / "demo" / "n=5" / "one")
+    assert (run.path / "checkpoint").exists() and not run.finished
+    assert run_folders([project / "params" / "demo"], {}, grid=["n=5"]) == 0, "here as well as there"
+    assert run.finished and (run.path / "starts").read_text() == "xx"
+
+
+@pytest.mark.slow
+def test_parsl_is_not_imported_without_a_site() -> None:
+    script = "import sys, workbench.batch, workbench.live; print('parsl' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+
+
+# --- LSF, as far as its documentation says what it takes ---
+
+OPTIONS = {
+    "-J": r"\S+",  # name of the job
+    "-W": r"\d+(:\d+)?",  # run limit, [hours:]minutes
+    "-o": r"/\S+",  # file of standard output
+    "-e": r"/\S+",  # file of standard error
+    "-q": r"\S+",  # queue
+    "-n": r"\d+(,\d+)?",  # slots: least[,most]
+    "-R": r'"span\[ptile=\d+\]"',  # resource requirement: slots on each host
+    "-wa": r"(URG|USR1|USR2|INT|TERM)",  # action before a job is ended: a signal's name
+    "-wt": r"(\d+:)?\d+",  # how long before, [hours:]minutes; only with -wa
+    "-gpu": r"num=\d+(:\S+)?",  # GPUs on each host
+}
+"""Options of `bsub` with the form of their values, from the reference of IBM Spectrum LSF 10.1."""
+BSUB = """#!/bin/bash
+# takes a job as bsub does with its script on standard input, and runs it here
+[ $# = 0 ] || { echo "arguments: $*" >&2; exit 255; }
+id=$(($(ls STUB/*.script 2>/dev/null | wc -l) + 101))
+cat >STUB/$id.script
+setsid bash STUB/$id.script >STUB/$id.out 2>&1 </dev/null &
+echo $! >STUB/$id.pid
+echo "Job <$id> is submitted to queue <gpu>."
+"""
+BJOBS = """#!/bin/bash
+echo "$*" >>STUB/bjobs
+[ "$1 $2 $3" = "-noheader -o jobid stat" ] || exit 255
+for id in "${@:4}"; do kill -0 $(cat STUB/$id.pid) 2>/dev/null && echo "$id RUN" || echo "$id DONE"; done
+"""
+BKILL = """#!/bin/bash
+# LSF signals all processes of a job, twice before it kills them
+for id in "$@"; do kill -INT -- -$(cat STUB/$id.pid); echo "Job <$id> is being terminated"; done
+sleep 1
+for id in "$@"; do kill -TERM -- -$(cat STUB/$id.pid); done
+exit 0
+"""
+
+
+@pytest.mark.slow
+def test_what_lsf_is_asked_for_is_documented(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for bsub, bjobs and bkill run the jobs of cluster/lsf.py here; no LSF was at hand."""
+    stub = tmp_path / "stub"
+    stub.mkdir()
+    for name, text in {"bsub": BSUB, "bjobs": BJOBS, "bkill": BKILL}.items():
+        (stub / name).write_text(text.replace("STUB", str(stub)))
+        (stub / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    site = tmp_path / "lsf.py"
+    text = (ROOT / "cluster" / "lsf.py").read_text()
+    text = re.sub(r"GPUS, OF_A_RUN, CORES = .*", "GPUS, OF_A_RUN, CORES = 2, 1, 6", text).replace(
+        '"gpu", None', '"gpu", "mine"'
+    )
+    site.write_text(text + "\nLSFProvider.status_polling_interval = 1\nconfig.strategy_period = 1\n")
+    process = workbench(project, "--site", str(site), "--grid", "n=1,6")
+    assert process.wait(timeout=120) == 0, (project / "driver.log").read_text()
+    script = (stub / "101.script").read_text()
+    asked = [line.removeprefix("#BSUB ").partition(" ") for line in script.splitlines() if line.startswith("#BSUB")]
+    documented = OPTIONS | {"-P": r"\S+"}  # the project that is charged
+    assert {option for option, _, _ in asked} == set(documented)
+    for option, _, value in asked:
+        assert re.fullmatch(documented[option], value), f"{option} {value}"
+    values = {option: value for option, _, value in asked}
+    assert (values["-W"], values["-n"], values["-gpu"], values["-wa"], values["-wt"]) == (
+        "720",
+        "6",
+        "num=2",
+        "USR1",
+        "2",
+    )
+    assert "-noheader -o jobid stat 101" in (stub / "bjobs").read_text()
+    summary = (project / "outputs" / "demo" / "n=1" / "one" / "summary.json").read_text()
+    assert '"threads": "3"' in summary
+
+
+# --- a driver that is a job ---
+
+
+def test_detaching_checks_everything_and_submits_the_same_command(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    submitted: list[str] = []
+    monkeypatch.setattr(cluster, "submit_driver", lambda site, script: submitted.append(script) or "41")
+    site = str(ROOT / "cluster" / "slurm.py")
+    line = ["run", "params/demo", "--site", site, "--grid", "lr=0.1,0.2", "--detach", "-p", "n=4"]
+    assert main(line) == 0
+    words = f"run params/demo --site {site} --grid lr=0.1,0.2 -p n=4"
+    assert submitted[0].endswith(f"exec {sys.executable} -u -m workbench {words}")
+    outputs = project / "outputs"
+    assert submitted[0].startswith(f"cd {project} && export WORKBENCH_OUTPUTS={outputs} WORKBENCH_DETACHED=1 && ")
+    told = capsys.readouterr().out
+    assert f"job 41 runs them; follow it with: workbench runs {outputs}/demo --watch" in told
+    assert main([*line, "--grid", "nn=3"]) == 1 and len(submitted) == 1
+    assert "unknown parameter 'nn' in --grid: did you mean 'n'?" in capsys.readouterr().err
+    with Run(outputs / "demo").lock():
+        assert main(line) == 1 and len(submitted) == 1
+    assert f"{outputs}/demo is in use by process {os.getpid()}" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from workbench import launch, worker
+from workbench.worker import Relay, Silent, Stop
+
+
+def _told(read: int) -> list[dict]:
+    lines = os.read(read, 65536).decode().removesuffix("\n").split("\n")
+    assert all(line.startswith(launch.MESSAGE) for line in lines)
+    return [json.loads(line[1:]) for line in lines]
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The end of a pipe that comes in the place of standard output."""
+    read, write = os.pipe()
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(write if descriptor == 1 else descriptor, data))
+    return read
+
+
+def test_progress_is_told_from_where_it_began(heard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "SHOWN_EVERY", 0.0)
+    with Relay(10, "training", "step", 4) as bar:
+        bar.update(1, "mse 0.5")
+        bar.update(0, "validating")
+    told = _told(heard)
+    assert [message["kind"] for message in told] == ["progress"] * 4, "at the start, twice, and at the end"
+    assert [(m["done"], m["figures"]) for m in told] == [(4, ""), (5, "mse 0.5"), (5, "validating"), (5, "validating")]
+    assert all((m["total"], m["initial"]) == (10, 4) for m in told)
+
+
+def test_a_process_that_does_not_write_tells_nothing(heard: int, capsys: pytest.CaptureFixture) -> None:
+    with Silent(10, "training", "step", 4) as bar:
+        bar.update(6)
+    worker.tell("done")
+    assert _told(heard) == [{"kind": "done"}]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_signal_of_the_parent_comes_as_a_file(tmp_path: Path) -> None:
+    noted: dict[str, int] = {}
+    stop = Stop(noted, tmp_path / "stop")
+    assert stop.get("signal", 0) == 0
+    noted["signal"] = int(signal.SIGUSR1)
+    assert stop.get("signal", 0) == signal.SIGUSR1
+    (tmp_path / "stop").write_text("")
+    assert stop.get("signal", 0) == signal.SIGUSR1, "a file that is being written"
+    (tmp_path / "stop").write_text("15")
+    assert stop.get("signal", 0) == signal.SIGTERM
+    assert Stop({}, None).get("signal", 0) == 0
