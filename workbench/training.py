@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from workbench.checkpoints import load_checkpoint, load_safetensors, load_weights, save_checkpoint, save_model
-from workbench.datasets.loading import Batch, Dataset, batch_indices, read_ahead, to_device
+from workbench.datasets.loading import Batch, Dataset, batch_indices, kept_on, read_ahead, to_device
 from workbench.datasets.splits import mix
 from workbench.distributed import ALONE, PeerOutOfMemory, World, mean_terms, synchronised
 from workbench.health import Watch, not_finite
@@ -180,10 +180,14 @@ class Trainer:
         """Run from the last checkpoint, or from the start, to the last step; leave when `stop` holds a signal."""
         self.stop = stop
         validated = self._resume()
-        config, started = self.config, time.monotonic() - self.seconds
-        order = getattr(self.train_set, "epoch_order", None)
+        config, started, order = (
+            self.config,
+            time.monotonic() - self.seconds,
+            getattr(self.train_set, "epoch_order", None),
+        )
         indices = batch_indices(len(self.train_set), config.batch_size, config.seed, self.step, order)
-        batches = read_ahead(self.train_set, islice(indices, self.steps - self.step), self.part)
+        there = kept_on(self.device, self.train_set)
+        batches = read_ahead(there, islice(indices, self.steps - self.step), self.part)
         self.model.train()
         with (
             Log(self.run.path, self.step, self.objective.group) if self.world.writes else nullcontext() as self.log,
