@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 DATA_RANGE = 2.0  # images span [-1, 1]
 SSIM_WINDOW = 11  # [px], width of the Gaussian window
@@ -50,6 +49,8 @@ def image_errors(x_hat: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -
     Raises:
         ValueError: The shapes differ, or the images are smaller than the window of SSIM.
     """
+    from torchmetrics.functional import image  # it imports scipy, for a second or two, in whatever imports this module
+
     _check_same_shape("x_hat", x_hat, "x", x)
     h, w = x.shape[-2:]
     if min(h, w) < SSIM_WINDOW:
@@ -57,8 +58,8 @@ def image_errors(x_hat: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -
             f"images of {h} x {w} px: SSIM needs at least {SSIM_WINDOW} x {SSIM_WINDOW} px; "
             "use larger images, or metrics.mse alone"
         )
-    psnr = peak_signal_noise_ratio(x_hat, x, data_range=DATA_RANGE, reduction="none", dim=(1, 2, 3))
-    ssim = structural_similarity_index_measure(x_hat + 1, x + 1, data_range=DATA_RANGE, reduction="none")
+    psnr = image.peak_signal_noise_ratio(x_hat, x, data_range=DATA_RANGE, reduction="none", dim=(1, 2, 3))
+    ssim = image.structural_similarity_index_measure(x_hat + 1, x + 1, data_range=DATA_RANGE, reduction="none")
     return {"mse": mse(x_hat, x), "psnr": psnr, "ssim": ssim}
 
 
