@@ -16,11 +16,18 @@ from workbench.sites import NodeLauncher, own_address
 QUEUE, PROJECT = "gpu", None  # EDIT: `bqueues` lists queues
 GPUS, OF_A_RUN, CORES = 4, 1, 32  # EDIT: of each job; and GPUs of each run in it (its `devices`)
 JOBS, WALLTIME = 8, "12:00:00"  # EDIT: jobs at one time, and the time of each, well above two minutes
-ENVIRONMENT = f"export PATH={Path(sys.executable).parent}:$PATH"  # EDIT where hosts have another one: `module load …`
+ENVIRONMENT = f'export PATH="{Path(sys.executable).parent}:$PATH"'  # EDIT where hosts have another one: `module load …`
 
 place = {"queue": QUEUE, "project": PROJECT, "request_by_nodes": False, "bsub_redirection": True}
 pins = [",".join(map(str, range(first, first + OF_A_RUN))) for first in range(0, GPUS, OF_A_RUN)]
 warning = "#BSUB -wa USR1\n#BSUB -wt 2"
+
+
+class Provider(LSFProvider):
+    """Looks after its jobs more often than once a minute, so that another one soon follows one that has ended."""
+
+    status_polling_interval = 15
+
 
 config = Config(
     executors=[
@@ -33,7 +40,7 @@ config = Config(
             heartbeat_period=10,
             heartbeat_threshold=60,
             block_error_handler=windowed_error_handler,
-            provider=LSFProvider(
+            provider=Provider(
                 **place,
                 walltime=WALLTIME,
                 scheduler_options=f"{warning}\n#BSUB -gpu num={GPUS}",
@@ -47,7 +54,7 @@ config = Config(
         )
     ],
 )
-driver = LSFProvider(
+driver = Provider(
     **place,
     walltime="24:00:00",
     scheduler_options=warning,

@@ -16,11 +16,18 @@ from workbench.sites import NodeLauncher, own_address
 PARTITION, ACCOUNT = "gpu", None  # EDIT: `sinfo -s` lists partitions
 GPUS, OF_A_RUN, CORES, MEMORY_GB = 4, 1, 32, 128  # EDIT: of each job; and GPUs of each run in it (its `devices`)
 JOBS, WALLTIME = 8, "12:00:00"  # EDIT: jobs at one time, and the time of each, well above two minutes
-ENVIRONMENT = f"export PATH={Path(sys.executable).parent}:$PATH"  # EDIT where nodes have another one: `module load …`
+ENVIRONMENT = f'export PATH="{Path(sys.executable).parent}:$PATH"'  # EDIT where nodes have another one: `module load …`
 
 place = {"partition": PARTITION, "account": ACCOUNT, "worker_init": ENVIRONMENT, "exclusive": False}
 pins = [",".join(map(str, range(first, first + OF_A_RUN))) for first in range(0, GPUS, OF_A_RUN)]
 warning = "#SBATCH --signal=B:USR1@120"
+
+
+class Provider(SlurmProvider):
+    """Looks after its jobs more often than once a minute, so that another one soon follows one that has ended."""
+
+    status_polling_interval = 15
+
 
 config = Config(
     executors=[
@@ -33,7 +40,7 @@ config = Config(
             heartbeat_period=10,
             heartbeat_threshold=60,
             block_error_handler=windowed_error_handler,
-            provider=SlurmProvider(
+            provider=Provider(
                 **place,
                 walltime=WALLTIME,
                 scheduler_options=warning,
@@ -48,4 +55,4 @@ config = Config(
         )
     ],
 )
-driver = SlurmProvider(**place, walltime="24:00:00", scheduler_options=warning, cores_per_node=1, mem_per_node=4)
+driver = Provider(**place, walltime="24:00:00", scheduler_options=warning, cores_per_node=1, mem_per_node=4)

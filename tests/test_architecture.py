@@ -9,7 +9,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "workbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
-    {"workbench", "agent", "paths", "config", "progress", "process", "nodes", "simulgen", "importing", "lab_connection"},
+    {
+        "workbench",
+        "agent",
+        "paths",
+        "config",
+        "progress",
+        "process",
+        "nodes",
+        "simulgen",
+        "importing",
+        "lab_connection",
+    },
     {
         "losses",
         "layers",

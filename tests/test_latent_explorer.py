@@ -127,6 +127,18 @@ def other_run(space: Space, folder: Path) -> tuple[Run, nn.Module]:
     return write_run(space._replace(model=model), "clips", folder, "other"), model
 
 
+def test_relative_paths_are_taken_from_the_root_of_the_project(
+    finished: Run, space: Space, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for folder in ("notebooks", "params"):
+        (tmp_path / folder).mkdir()
+    shutil.copytree(finished.path, tmp_path / "outputs" / "e" / "vae")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.delenv("WORKBENCH_OUTPUTS", raising=False)
+    widget = explore_run("outputs/e/vae", device="cpu")
+    assert_shows(widget, space, encode_split(space.model, space.samples, 16).mu[0])
+
+
 def test_two_runs_stand_side_by_side(finished: Run, space: Space, tmp_path: Path) -> None:
     run, model = other_run(space, tmp_path)
     widget = explore_runs([finished.path, run.path], pins=(1, 4), device="cpu")

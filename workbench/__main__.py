@@ -54,10 +54,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; errors of the user's making end in one message and exit code 1 or 2."""
+    """Run one command; errors of the user's making end in one message and exit code 1 or 2, Ctrl-C in 130."""
+    args = parser().parse_args(arguments)
+    try:
+        return _command(args, sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _command(args: argparse.Namespace, arguments: list[str]) -> int:
     from workbench.paths import outputs_root
 
-    args = parser().parse_args(arguments)
     if args.command == "doctor":
         from workbench.doctor import report
 
@@ -88,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
             table = table_of_runs(args.folder or outputs_root())
             print(table.to_string(index=False) if len(table) else "no runs yet")
             return 0
-        return _run(args, sys.argv[1:] if arguments is None else arguments)
+        return _run(args, arguments)
     except (ConfigError, RunError, DataError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -110,8 +110,9 @@ def detach(
     site = load_site(path)
     with alone(points):
         pass
-    shown = " ".join(dict.fromkeys(str(outputs_root() / point.experiment) for point in points))
-    print(f"job {_submit(site, arguments)} runs them; follow it with: workbench runs {shown.split()[0]} --watch")
+    experiments = {outputs_root() / point.experiment for point in points}
+    shown = experiments.pop() if len(experiments) == 1 else outputs_root()
+    print(f"job {_submit(site, arguments)} runs them; follow it with: workbench runs {shown} --watch")
     print(f"what it prints goes to {outputs_root() / '.parsl' / 'drivers'}")
     return 0
 

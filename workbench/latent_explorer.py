@@ -23,6 +23,7 @@ from workbench.models import VAES
 from workbench.models.conditioners import Conditioner
 from workbench.models.laq import LAQ
 from workbench.paired_exploration import PairedExploration
+from workbench.paths import resolve
 from workbench.predictions import Predictor, load_conditioner
 from workbench.process import pick_device
 from workbench.provenance import check_same_data
@@ -139,7 +140,7 @@ def explore_run(
     conditions; of a LAQ the actions of pairs of frames.
 
     Args:
-        path: Run folder.
+        path: Run folder; a relative path is taken from the project's root.
         split: Samples on the map: `train`, `val` or `test`.
         column: See `open_explorer`.
         most: At most so many samples; 0: all.
@@ -153,7 +154,7 @@ def explore_run(
         CheckpointError: its files are damaged.
         DataError, ValueError, ImportError: see `explore`, `explore_actions` and `open_data`.
     """
-    path = Path(path)
+    path = resolve(path)
     model, trained = _load(path, checkpoint)
     settings = {"precision": precision or _precision_of(trained), "projection": projection}
     if isinstance(model, LAQ):
@@ -235,12 +236,12 @@ def _names(paths: Sequence[str | Path]) -> dict[Path, str]:
     Raises:
         RunError: there are not two different ones.
     """
-    folders = {Path(path).resolve(): Path(path) for path in paths}
+    folders = list(dict.fromkeys(map(resolve, paths)))
     if len(folders) != 2:
         raise RunError(f"{len(folders)} run(s) ({', '.join(map(str, paths))}): must be two different ones; name two")
     one, other = (list(reversed(folder.parts)) for folder in folders)
     same = next(i for i, (a, b) in enumerate(zip_longest(one, other)) if a != b)
-    return {path: "/".join(folder.parts[-same - 1 :]) for folder, path in folders.items()}
+    return {folder: "/".join(folder.parts[-same - 1 :]) for folder in folders}
 
 
 def _precision_of(trained: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from workbench.runs import RunError, read_if_there, read_json, run_state
 
 ORDER = ("failed", "running", "stopped", "begun", "finished")
 COLUMNS = ("run", "state", "node", "doing", "figures", "left")
+ABSENT = dict.fromkeys(COLUMNS[1:], "")
 REFRESH_SECONDS = 1.0
 QUIET_SECONDS = 20.0
 RESTING = 9
@@ -23,7 +25,14 @@ def activity(path: Path) -> dict[str, str]:
     try:
         summary, status = read_if_there(path / "summary.json"), read_if_there(path / "status.json")
     except RunError as error:
-        return {"state": str(error), "node": "", "doing": "", "figures": "", "left": ""}
+        return ABSENT | {"state": str(error)}
+    try:
+        return _activity(summary, status)
+    except KeyError as error:
+        return ABSENT | {"state": f"{path / 'status.json'}: damaged (no {error})"}
+
+
+def _activity(summary: Mapping[str, Any], status: Mapping[str, Any]) -> dict[str, str]:
     state = run_state(summary, {key: value for key, value in status.items() if key != "done"})
     going = state == "running" and "done" in status
     left = status.get("seconds_left") if going else None
@@ -132,7 +141,8 @@ def watch(root: Path) -> None:
         print(*table_of_activity(root), sep="\n", file=sys.stderr, flush=True)
     try:
         while True:
-            table.show(lambda: table_of_activity(root))
+            with suppress(FileNotFoundError):  # a folder was renamed meanwhile
+                table.show(lambda: table_of_activity(root))
             time.sleep(REFRESH_SECONDS / 4)
     except KeyboardInterrupt:
         return

@@ -49,7 +49,7 @@ def image_errors(x_hat: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -
     Raises:
         ValueError: The shapes differ, or the images are smaller than the window of SSIM.
     """
-    from torchmetrics.functional import image  # it imports scipy, for a second or two, in whatever imports this module
+    from torchmetrics.functional import image  # here, as it imports scipy, for a second of every process
 
     _check_same_shape("x_hat", x_hat, "x", x)
     h, w = x.shape[-2:]

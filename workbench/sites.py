@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import runpy
 import shlex
 import socket
@@ -24,7 +25,7 @@ from parsl.launchers.base import Launcher
 from parsl.providers.base import ExecutionProvider
 
 from workbench.config import ConfigError
-from workbench.paths import outputs_root
+from workbench.paths import OUTPUTS_VARIABLE, outputs_root
 from workbench.runs import RunError
 
 QUEUES = {"partition": "`sinfo -s` lists the partitions", "queue": "`bqueues` lists the queues"}
@@ -185,6 +186,25 @@ class Session:
         return f"node {line}: a run cannot begin there; in {self.site.path} {remedy}"
 
 
+def _folder_of(site: Site) -> Path:
+    """The folder in which Parsl keeps its files; nodes see it too.
+
+    Raises:
+        RunError: it cannot be written, or Parsl, which quotes nothing, could not name it to a shell.
+    """
+    given = site.config.run_dir
+    folder = outputs_root() / ".parsl" if given == "runinfo" else Path(given).resolve()
+    if unfit := sorted(set(re.findall(r"[^\w./+=,:@-]", str(folder)))):
+        rule = f"Parsl keeps files there, and names it to shells, which take {' '.join(map(repr, unfit))} apart"
+        raise RunError(f"{folder}: {rule}: choose another outputs folder with the variable {OUTPUTS_VARIABLE}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        rule = f"cannot be written ({error.strerror}), and Parsl keeps files there"
+        raise RunError(f"{folder} {rule}: change its permissions, or make room") from None
+    return folder
+
+
 @contextmanager
 def session(site: Site) -> Iterator[Session]:
     """Start Parsl on a site; at the end its jobs are cancelled.
@@ -192,12 +212,11 @@ def session(site: Site) -> Iterator[Session]:
     Yields:
         What takes tasks.
     """
-    own = str(Path(sys.executable).parent)
+    folder, own = _folder_of(site), str(Path(sys.executable).parent)
     os.environ["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', '')}"  # Parsl starts its own programs by name
     for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
         del os.environ[name]  # of the job in which a driver may run: they would change what it submits
-    if site.config.run_dir == "runinfo":
-        site.config.run_dir = str(outputs_root() / ".parsl")
+    site.config.run_dir = str(folder)
     if list(site.executor.interchange_launch_cmd) == DEFAULT_INTERCHANGE_LAUNCH_CMD:
         bound = [sys.executable, "-m", "workbench.nodes", "--bound"]
         site.executor.interchange_launch_cmd = [*bound, *DEFAULT_INTERCHANGE_LAUNCH_CMD]
@@ -217,8 +236,8 @@ def submit_driver(site: Site, script: str) -> str:
     Raises:
         RunError: the scheduler does not take it.
     """
-    provider, folder = site.driver, outputs_root() / ".parsl" / "drivers"
-    folder.mkdir(parents=True, exist_ok=True)
+    provider, folder = site.driver, _folder_of(site) / "drivers"
+    folder.mkdir(exist_ok=True)
     provider.script_dir, provider.launcher = str(folder), SimpleLauncher()
     refusals = _Refusals()
     logging.getLogger("parsl").addHandler(refusals)
