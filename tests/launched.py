@@ -1,4 +1,4 @@
-"""What tests of `launch` kill: `python launched.py FOLDER DEVICES` trains slowly, so that a kill can meet it."""
+"""What tests of `launch` kill: `python launched.py FOLDER DEVICES [--slowly] [--infinite] [--nodes]` trains."""
 
 import sys
 import time
@@ -11,12 +11,13 @@ from workbench.models.conv_vae import ConvVAE
 
 
 def slowly(number: int) -> None:
+    """So that a kill can meet it."""
     time.sleep(0.1)
 
 
 def main(folder: str, devices: str, *options: str) -> None:
     torch.set_num_threads(int(devices))
-    images = tiny.Images(tiny.N, on_batch=slowly)
+    images = tiny.Images(tiny.N, on_batch=slowly if "--slowly" in options else None)
     if "--infinite" in options:
         images.x[:] = torch.inf
     places = {"devices": int(devices), "num_nodes": 2 if "--nodes" in options else 1}

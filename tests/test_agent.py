@@ -3,14 +3,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 from workbench import agent
 
-JOB = {"way": "here", "endpoint": "127.0.0.1:0", "devices": 2, "num_nodes": 1, "node": 0, "parent": 1}
+HERE = {"way": "here", "endpoint": "127.0.0.1:0", "devices": 2, "num_nodes": 1, "node": 0}
+JOB = HERE | {"job": "/runs/r/launch-1/job.pkl", "parent": 1}
 
 
 def _options(job: dict, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, str], list[str]]:
@@ -26,8 +26,9 @@ def _options(job: dict, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, str]
 
 
 def test_one_node_meets_on_the_loopback_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    options, (_, module, job) = _options(JOB, monkeypatch)
-    assert module == "workbench.worker" and json.loads(job) == JOB | {"parent": os.getpid()}
+    options, (_, module, role, job) = _options(JOB, monkeypatch)
+    assert (module, role) == ("workbench.agent", "worker") and json.loads(job) == JOB | {"parent": os.getpid()}
+    assert options["log-dir"] == "/runs/r/launch-1", "it goes with what was sent"
     assert options["nnodes"] == "1" and options["nproc-per-node"] == "2" and options["max-restarts"] == "3"
     assert options["rdzv-endpoint"] == "127.0.0.1:0" and options["local-addr"] == "127.0.0.1"
     assert options["rdzv-conf"].startswith("is_host=1,") and options["signals-to-handle"] == "SIGTERM,SIGINT,SIGUSR1"
@@ -90,8 +91,15 @@ def test_a_process_dies_with_its_parent() -> None:
     orphan.wait(5)
 
 
-def test_a_process_whose_parent_is_gone_ends_at_once() -> None:
-    program = "from workbench.agent import die_with; die_with(1); print('still here')"
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "") and time.monotonic() - started < 30
+def test_a_process_whose_parent_is_gone_ends_before_it_imports_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "workbench.agent", "worker", json.dumps(JOB)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "") and "psutil" in done.stderr and "torch" not in done.stderr
+
+
+def test_a_process_of_the_training_becomes_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list = []
+    monkeypatch.setattr(agent, "die_with", called.append)
+    monkeypatch.setattr(os, "execv", lambda path, command: called.append(command))
+    agent.main("worker", json.dumps(JOB))
+    assert called == [1, [sys.executable, "-m", "workbench.worker", json.dumps(JOB)]]

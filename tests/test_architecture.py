@@ -1,6 +1,7 @@
 """Imports look down only, and some habits of the house are held by reading the source."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,14 @@ def f():
         "workbench.models.conv_vae",
         "workbench.runs",
     }
+
+
+def test_parsl_is_imported_for_a_site_only() -> None:
+    """Where nothing of a lower layer needs it, and the command imports nothing before it knows what is asked."""
+    users = {module_name(path) for path in FILES if re.search(r"(?m)^(from|import) parsl\b", path.read_text())}
+    assert users and {layer(name) for name in users} == {layer("workbench.cluster")}
+    command = ast.parse((PACKAGE / "__main__.py").read_text())
+    assert not imported(ast.Module([node for node in command.body if "Import" in type(node).__name__], []))
 
 
 def test_models_know_no_training_and_no_files() -> None:

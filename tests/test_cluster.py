@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,10 +69,6 @@ def until(condition: Callable[[], bool], process: subprocess.Popen, project: Pat
     pytest.fail((project / "driver.log").read_text())
 
 
-def started(project: Path, n: int) -> bool:
-    return (project / "outputs" / "demo" / f"n={n}" / "one" / "starts").exists()
-
-
 def below_outputs(project: Path) -> list[str]:
     """Processes whose command line speaks of this project."""
     lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
@@ -79,53 +76,30 @@ def below_outputs(project: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_failures_are_collected_and_what_was_stopped_or_lost_is_run_again(project: Path) -> None:
-    """On this machine as a site; the second driver is refused meanwhile."""
-    site = str(ROOT / "cluster" / "local.py")
-    process = workbench(project, "--site", site, "--grid", "n=1,2,3,4")
-    until(lambda: started(project, 1), process, project)
+def test_what_was_stopped_or_lost_is_run_again_and_an_interrupted_driver_goes_on_later(project: Path) -> None:
+    """On this machine as a site; another driver is refused meanwhile, and Ctrl-C is pressed twice."""
+    process = workbench(project, "--site", str(ROOT / "cluster" / "local.py"), "--grid", "n=1,3,4,5")
+    folder = project / "outputs" / "demo"
+    runs = {n: Run(folder / f"n={n}" / "one") for n in (1, 3, 4, 5)}
+    pages = [runs[n].path / "01_first.html" for n in (1, 3, 4)]
+    until(lambda: (runs[5].path / "starts").exists(), process, project)
     with pytest.raises(RunError, match=f"outputs/demo is in use by process {process.pid} on "):
         run_folders([project / "params" / "demo"], {})
-    assert process.wait(timeout=120) == 1
-    text = (project / "driver.log").read_text()
-    folder = project / "outputs" / "demo"
-    failure = f"  n=2/01_first: ValueError in cell [3]: two ({folder}/n=2/one/01_first.ipynb)"
-    assert text.splitlines()[-2:] == ["1 of 4 runs failed; the same command tries them again:", failure]
-    assert "n=3/01_first: stopped by a signal on " in text and "n=4/01_first: lost with its node " in text
-    assert {n: (folder / f"n={n}" / "one" / "starts").read_text() for n in (1, 2, 3, 4)} == {
-        1: "x",
-        2: "x",
-        3: "xx",
-        4: "xx",
-    }
-    assert (folder / "n=4" / "one" / "01_first.html").exists()
-    assert main(["run", "params/demo", "--site", site, "--grid", "n=1,3,4"]) == 0
-    assert len(list((project / "outputs" / ".parsl").iterdir())) == 1, "Parsl was started for what is finished"
-
-
-@pytest.mark.slow
-def test_an_interrupted_driver_lets_its_runs_stop_and_goes_on_later(project: Path) -> None:
-    site = str(ROOT / "cluster" / "local.py")
-    process = workbench(project, "--site", site, "--grid", "n=5")
-    until(lambda: started(project, 5), process, project)
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    until(lambda: all(page.exists() for page in pages), process, project)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        time.sleep(0.5)
     assert process.wait(timeout=60) == 130, (project / "driver.log").read_text()
-    assert "stopped; the same command goes on" in (project / "driver.log").read_text()
     until_gone = time.monotonic() + 15
     while below_outputs(project) and time.monotonic() < until_gone:
         time.sleep(0.2)
     assert below_outputs(project) == []
-    run = Run(project / "outputs" / "demo" / "n=5" / "one")
-    assert (run.path / "checkpoint").exists() and not run.finished
-    assert run_folders([project / "params" / "demo"], {}, grid=["n=5"]) == 0, "here as well as there"
-    assert run.finished and (run.path / "starts").read_text() == "xx"
-
-
-@pytest.mark.slow
-def test_parsl_is_not_imported_without_a_site() -> None:
-    script = "import sys, workbench.batch, workbench.live; print('parsl' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+    text = (project / "driver.log").read_text()
+    assert "n=3/01_first: stopped by a signal on " in text and "n=4/01_first: lost with its node " in text
+    assert text.endswith("stopped; the same command goes on\n")
+    assert (runs[5].path / "checkpoint").exists() and not runs[5].finished
+    assert run_folders([project / "params" / "demo"], {}, grid=["n=1,3,4,5"]) == 0, "here as well as there"
+    assert [(run.path / "starts").read_text() for run in runs.values()] == ["x", "xx", "xx", "xx"]
 
 
 # --- LSF, as far as its documentation says what it takes ---
@@ -167,7 +141,9 @@ exit 0
 
 
 @pytest.mark.slow
-def test_what_lsf_is_asked_for_is_documented(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lsf_is_asked_for_is_documented_and_failures_are_collected(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stand-ins for bsub, bjobs and bkill run the jobs of cluster/lsf.py here; no LSF was at hand."""
     stub = tmp_path / "stub"
     stub.mkdir()
@@ -181,9 +157,15 @@ def test_what_lsf_is_asked_for_is_documented(project: Path, tmp_path: Path, monk
     text = re.sub(r"GPUS, OF_A_RUN, CORES = .*", "GPUS, OF_A_RUN, CORES = 2, 1, 6", text).replace(
         '"gpu", None', '"gpu", "mine"'
     )
-    site.write_text(text + "\nLSFProvider.status_polling_interval = 1\nconfig.strategy_period = 1\n")
-    process = workbench(project, "--site", str(site), "--grid", "n=1,6")
-    assert process.wait(timeout=120) == 0, (project / "driver.log").read_text()
+    site.write_text(text + "\nProvider.status_polling_interval = 1\nconfig.strategy_period = 1\n")
+    process = workbench(project, "--site", str(site), "--grid", "n=1,2")
+    assert process.wait(timeout=120) == 1, (project / "driver.log").read_text()
+    outputs = project / "outputs"
+    failure = f"  n=2/01_first: ValueError in cell [3]: two ({outputs}/demo/n=2/one/01_first.ipynb)"
+    told = (project / "driver.log").read_text().splitlines()[-2:]
+    assert told == ["1 of 2 runs failed; the same command tries them again:", failure]
+    assert main(["run", "params/demo", "--site", str(site), "--grid", "n=1"]) == 0
+    assert len(list((outputs / ".parsl").iterdir())) == 1, "Parsl was started for what is finished"
     script = (stub / "101.script").read_text()
     asked = [line.removeprefix("#BSUB ").partition(" ") for line in script.splitlines() if line.startswith("#BSUB")]
     documented = OPTIONS | {"-P": r"\S+"}  # the project that is charged
@@ -199,7 +181,7 @@ def test_what_lsf_is_asked_for_is_documented(project: Path, tmp_path: Path, monk
         "2",
     )
     assert "-noheader -o jobid stat 101" in (stub / "bjobs").read_text()
-    summary = (project / "outputs" / "demo" / "n=1" / "one" / "summary.json").read_text()
+    summary = (outputs / "demo" / "n=1" / "one" / "summary.json").read_text()
     assert '"threads": "3"' in summary
 
 
@@ -220,6 +202,9 @@ def test_detaching_checks_everything_and_submits_the_same_command(
     assert submitted[0].startswith(f"cd {project} && export WORKBENCH_OUTPUTS={outputs} WORKBENCH_DETACHED=1 && ")
     told = capsys.readouterr().out
     assert f"job 41 runs them; follow it with: workbench runs {outputs}/demo --watch" in told
+    shutil.copytree(project / "params" / "demo", project / "params" / "other")
+    assert main(["run", "params/other", *line[1:]]) == 0 and submitted.pop()
+    assert f"follow it with: workbench runs {outputs} --watch" in capsys.readouterr().out
     assert main([*line, "--grid", "nn=3"]) == 1 and len(submitted) == 1
     assert "unknown parameter 'nn' in --grid: did you mean 'n'?" in capsys.readouterr().err
     with Run(outputs / "demo").lock():

@@ -10,11 +10,14 @@ from torch import nn
 
 from workbench.distributed import ALONE, PeerLost, World, synchronised
 from workbench.objectives import evaluate
+from workbench.worker import Silent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Rows = dict[str, list[dict[str, float]]]
 LENGTHS = {"conv_vae": 50, "laq nsvq": 12}
 """Of the latent action model long enough for unused codes to be replaced."""
+OF_A_BATCH = {"layout_autoencoder": ("segmentation", "classification"), "laq nsvq": ("perplexity",)}
+"""Terms that are no means over samples."""
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,20 @@ def test_validation_is_the_mean_over_all_samples_in_every_process(samples: int, 
     expected = evaluate(trainer_of("conv_vae", tmp_path).model, data, 4)
     first, second = in_processes(2, work, tmp_path)
     assert first == second == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", OF_A_BATCH)
+def test_terms_of_a_batch_are_validated_on_the_batches_of_one_process(case: str, tmp_path: Path) -> None:
+    """Means over what is labelled, of which some samples have more, and the perplexity."""
+
+    def work(world: World) -> float:
+        trainer = trainer_of(case, tmp_path, world)
+        trainer.stop, trainer.log, trainer.progress = {}, None, Silent(1, "training")
+        trainer.weights = lambda share: dict.fromkeys(OF_A_BATCH[case], 1.0)
+        trainer._validate()
+        return trainer.best
+
+    assert in_processes(2, work, tmp_path) == pytest.approx([work(ALONE)] * 2, rel=1e-6)
 
 
 def test_what_processes_tell_each_other(tmp_path: Path) -> None:

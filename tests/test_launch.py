@@ -1,205 +1,32 @@
-"""A training over several processes begins, ends, dies and goes on as one of one process does."""
+"""Where the processes of a training are started, what is sent to them, and what they tell."""
 
 import errno
 import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import conditioned
 import numpy as np
-import psutil
 import pytest
 import torch
-from tiny import Images, N, assert_same, conv_vae, metrics, train
+from tiny import conv_vae
 
 from workbench import launch
-from workbench.checkpoints import load_checkpoint
 from workbench.launch import LaunchError, read_job, write_job
-from workbench.listing import describe_run
 from workbench.models.conditioners import CNNConditioner, CNNConditionerConfig
 from workbench.models.conv_vae import ConvVAE
-from workbench.process import PREEMPTED_EXIT, Preempted
+from workbench.process import Preempted
 from workbench.runs import Run, run_path
 from workbench.schedule import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SCRIPT = Path(__file__).parent / "launched.py"
-needs_two_cores = pytest.mark.skipif(launch.usable_cores() < 2, reason="needs 2 cores")
-TAKEN = 24
-"""Steps of the script's training."""
-
-
-class Launched:
-    """The script, what it prints, and the processes it has started."""
-
-    def __init__(self, folder: Path, devices: int = 2, *options: str) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(devices)}
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder), str(devices), *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.run, self.lines = Run(folder / "e" / "r"), []
-        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
-        self.reader.start()
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def workers(self) -> list[psutil.Process]:
-        return [p for p in self.children() if "workbench.worker" in p.cmdline()]
-
-    def step(self) -> int:
-        last = self.run.path / "checkpoints" / "last.ckpt"
-        return load_checkpoint(last)["step"] if last.exists() else 0
-
-    def wait(self, condition: Callable[[], bool], seconds: float = 60) -> float:
-        """Seconds until the condition held."""
-        started = time.monotonic()
-        while not condition():
-            assert self.process.poll() is None or condition(), self.process.stderr.read()
-            assert time.monotonic() - started < seconds, "".join(self.lines)
-            time.sleep(0.05)
-        return time.monotonic() - started
-
-    def end(self) -> int:
-        code = self.process.wait(90)
-        self.reader.join(10)
-        return code
-
-
-@pytest.fixture
-def launched(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
-    begun: list[Launched] = []
-
-    def begin(*options: str, devices: int = 2) -> Launched:
-        begun.append(Launched(tmp_path, devices, *options))
-        return begun[-1]
-
-    yield begin
-    for one in begun:
-        one.process.kill()
-        one.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    one = Launched(tmp_path_factory.mktemp("undisturbed"))
-    assert one.end() == 0, one.process.stderr.read()
-    return one.run
-
-
-# --- in processes of their own ---
-
-
-@needs_two_cores
-@pytest.mark.slow
-def test_it_trains_as_one_process_does(undisturbed: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    images = Images(N)
-    alone, _ = train(tmp_path, conv_vae(ConvVAE), images, epochs=8, checkpoint_every=1)
-    for row, expected in zip(metrics(undisturbed, "train"), metrics(alone, "train"), strict=True):
-        assert {k: float(v or 0) for k, v in row.items() if k != "split"} == pytest.approx(
-            {k: float(v or 0) for k, v in expected.items() if k != "split"}, rel=1e-5, abs=1e-7
-        )
-    assert not list(undisturbed.path.glob("launch-*")), "what was sent is still there"
-    last = load_checkpoint(undisturbed.path / "checkpoints" / "last.ckpt")
-    assert (last["step"], last["processes"], last["threads"]) == (TAKEN, "2", "1")
-    assert (undisturbed.path / "samples" / "step_0000024.png").exists() or list(
-        (undisturbed.path / "samples").iterdir()
-    )
-
-
-@needs_two_cores
-@pytest.mark.slow
-def test_sigterm_and_then_kill_9_of_one_process_change_no_bit(
-    undisturbed: Run, launched: Callable[..., Launched]
-) -> None:
-    """A checkpoint is written at the signal; a process that is killed is made up for within 30 s."""
-    one = launched()
-    one.wait(lambda: one.step() >= 5)
-    one.process.send_signal(signal.SIGTERM)
-    assert one.end() == PREEMPTED_EXIT, one.process.stderr.read()
-    step = one.step()
-    assert 5 <= step < TAKEN
-    assert f"stopped by SIGTERM after step {step} of {TAKEN}; a checkpoint was written\n" in one.lines
-    assert not one.run.trained and not list(one.run.path.glob("launch-*"))
-    again = launched()
-    again.wait(lambda: again.step() >= step + 4)
-    assert f"resumed {again.run.path}/checkpoints/last.ckpt at step {step} of {TAKEN}\n" in again.lines
-    again.workers()[1].kill()
-    seconds = again.wait(lambda: sum(line.startswith("resumed ") for line in again.lines) == 2)
-    assert seconds < 30, f"it took {seconds:.0f} s"
-    assert again.end() == 0, again.process.stderr.read()
-    assert not any("bit for bit" in line for line in again.lines)
-    assert_same(again.run, undisturbed)
-
-
-@needs_two_cores
-@pytest.mark.slow
-def test_kill_9_of_the_parent_leaves_no_process_and_another_number_of_processes_goes_on(
-    launched: Callable[..., Launched], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    one = launched()
-    one.wait(lambda: one.step() >= 3 and len(one.workers()) == 2)
-    children = one.children()
-    assert len(children) >= 3, "torchrun and two processes"
-    one.process.kill()
-    gone, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
-    step = one.step()
-    torch.set_num_threads(2)
-    try:
-        run, model = train(tmp_path, conv_vae(ConvVAE), Images(N), epochs=8, checkpoint_every=1)
-    finally:
-        torch.set_num_threads(1)
-    said = "not bit for bit as without the interruption, as this has changed: processes: 2 there, 1 here\n"
-    assert said in capsys.readouterr().out
-    assert run.config["changes"] == [f"step {step}: processes: 2 there, 1 here"]
-    assert run.trained and not model.training
-
-
-@needs_two_cores
-@pytest.mark.slow
-def test_two_nodes_end_in_the_weights_of_two_processes_on_one(
-    undisturbed: Run, launched: Callable[..., Launched], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Each is told its number and where to meet, and has a whole run folder of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("WORKBENCH_RENDEZVOUS", f"127.0.0.1:{probe.getsockname()[1]}")
-    nodes = []
-    for node in ("0", "1"):
-        monkeypatch.setenv("WORKBENCH_NODE_RANK", node)
-        nodes.append(launched("--nodes", devices=1))
-    for node in nodes:
-        assert node.end() == 0, node.process.stderr.read()
-    for name in ("r", "r-node1"):
-        assert_same(Run(tmp_path / "e" / name), undisturbed)
-
-
-@needs_two_cores
-@pytest.mark.slow
-def test_an_error_of_a_process_is_raised_here_with_its_message(launched: Callable[..., Launched]) -> None:
-    one = launched("--infinite")
-    assert one.end() == 1
-    errors = one.process.stderr.read()
-    assert "\nworkbench.health.NonFiniteError: step 1 is not finite (mse=nan, " in errors
-    assert "its samples are clip" in errors and "\nIn a process of the training:\n" in errors
-    assert not list(one.run.path.glob("launch-*")) and not one.run.trained
-    assert describe_run(one.run.path)["state"].endswith("(NonFiniteError)")
-
 
 # --- what they tell ---
 
@@ -246,6 +73,33 @@ def test_errors_keep_their_kind_where_it_is_known(tmp_path: Path) -> None:
         _told(tmp_path, _message("error", name="ValueError", message="batch_size=64: must be at most 24", trace=""))
     with pytest.raises(LaunchError, match="^Strange: of its own kind"):
         _told(tmp_path, _message("error", name="Strange", message="of its own kind", trace=""))
+
+
+def test_a_full_disk_is_an_error_of_the_system_as_in_one_process(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        _told(tmp_path, _message("error", name="OSError", message="[Errno 28] No space left on device", trace=""))
+
+
+def test_a_torn_message_is_shown_and_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    _told(tmp_path, _progress(3)[:20] + "\n", _message("done"))
+    assert '{"kind": "progress"' in capsys.readouterr().out
+
+
+def test_a_signal_that_comes_last_is_obeyed_after_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the processes have looked for one for the last time."""
+
+    class Screen:
+        def __init__(self, process: subprocess.Popen, folder: Path, config: TrainConfig) -> None:
+            pass
+
+        def show(self) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(launch, "_Screen", Screen)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 2)
+    with pytest.raises(Preempted, match="75"):
+        launch.launch((), TrainConfig(devices=2, device="cpu"), Run(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_that_die_too_often_are_told_of_with_what_they_wrote(tmp_path: Path) -> None:

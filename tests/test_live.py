@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench import live
+from workbench import listing, live
+from workbench.__main__ import main
 from workbench.live import LiveTable, activity, aligned, clock, table_of_activity, watch
 from workbench.progress import write_status
 from workbench.runs import STALE_SECONDS, RunError, open_run
@@ -46,6 +47,9 @@ def test_what_a_run_is_doing_is_read_from_its_folder(tmp_path: Path) -> None:
     assert activity(run.path) == nothing | {"state": "finished", "node": "n1", "figures": "mse 0.25"}
     (run.path / "status.json").write_text("{")
     assert "status.json: damaged" in activity(run.path)["state"]
+    (run.path / "summary.json").unlink()
+    (run.path / "status.json").write_text('{"state": "running"}')
+    assert activity(run.path) == nothing | {"state": f"{run.path}/status.json: damaged (no 'updated')"}
 
 
 def test_the_table_of_a_folder_counts_states(tmp_path: Path) -> None:
@@ -118,12 +122,25 @@ def test_a_table_that_takes_long_is_made_less_often(monkeypatch: pytest.MonkeyPa
 def test_watching_ends_when_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = make_terminal(monkeypatch)
     open_run({"experiment": "demo", "run": "vae"}, tmp_path)
-    rounds = iter([None, None])
+    rounds, found = iter([None, None]), live.run_folders_below
+    ways = iter([lambda root: (root / "gone").rename(root), found])
 
     def sleep(seconds: float) -> None:
         if next(rounds, "over") == "over":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(live.time, "sleep", sleep)
+    monkeypatch.setattr(live, "run_folders_below", lambda root: next(ways)(root))
     watch(tmp_path)
-    assert "demo/vae" in terminal.getvalue()
+    assert "demo/vae" in terminal.getvalue(), "a folder that was renamed while it was read ended it"
+
+
+def test_an_interrupt_ends_the_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(root: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "table_of_runs", interrupted)
+    assert main(["runs"]) == 130
+    assert capsys.readouterr() == ("", "")

@@ -32,27 +32,25 @@ time.sleep(60)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGUSR1, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
-def test_a_signal_reaches_the_notebook_and_the_pool_ends_after_the_result(number: int, to_all: bool) -> None:
+def test_a_signal_reaches_the_notebook_and_the_pool_ends_after_the_result() -> None:
     """Slurm sends its warning to one process, scancel and LSF theirs to all of the job, and LSF SIGINT first."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "2,3"}
-    node = subprocess.Popen(
-        [*NODE, sys.executable, "-c", POOL],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    assert node.stdout.readline().split()[::2] == ["ready", "2,3"]
-    below = psutil.Process(node.pid).children(recursive=True)
-    os.killpg(node.pid, number) if to_all else node.send_signal(number)
+    command = [*NODE, sys.executable, "-c", POOL]
+    asked = {"env": os.environ | {"CUDA_VISIBLE_DEVICES": "2,3"}, "start_new_session": True}
+    ways = {signal.SIGUSR1: os.kill, signal.SIGTERM: os.killpg, signal.SIGINT: os.killpg}
+    nodes = {number: subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **asked) for number in ways}
+    for node in nodes.values():
+        assert node.stdout.readline().split()[::2] == ["ready", "2,3"]
+    below = [child for node in nodes.values() for child in psutil.Process(node.pid).children(recursive=True)]
+    for number, node in nodes.items():
+        ways[number](node.pid, number)
     begun = time.monotonic()
-    out, _ = node.communicate(timeout=40)
-    assert node.returncode == 0 and time.monotonic() - begun < 20
-    lines = set(out.splitlines())
-    sent = signal.SIGTERM if number == signal.SIGINT else number
-    assert f"told {sent.name} True" in lines, "the mark of leaving comes before the signal"
-    assert {f"kernel ended with {-sent}", "result sent"} <= lines
+    for number, node in nodes.items():
+        out, _ = node.communicate(timeout=40)
+        assert node.returncode == 0 and time.monotonic() - begun < 20
+        lines = set(out.splitlines())
+        sent = signal.SIGTERM if number == signal.SIGINT else number
+        assert f"told {sent.name} True" in lines, "the mark of leaving comes before the signal"
+        assert {f"kernel ended with {-sent}", "result sent"} <= lines
     assert not psutil.wait_procs(below, timeout=5)[1], "a process was left behind"
 
 

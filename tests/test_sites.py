@@ -16,7 +16,7 @@ from parsl.providers.base import ExecutionProvider
 from workbench.config import ConfigError
 from workbench.paths import outputs_root
 from workbench.runs import RunError
-from workbench.sites import NodeLauncher, Session, _Refusals, load_site, own_address, submit_driver
+from workbench.sites import NodeLauncher, Session, _Refusals, load_site, own_address, session, submit_driver
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = "cluster/local.py, cluster/slurm.py and cluster/lsf.py are examples"
@@ -65,7 +65,7 @@ def test_what_is_shipped(name: str, provider: type[ExecutionProvider], monkeypat
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     path = ROOT / "cluster" / f"{name}.py"
     site = load_site(path)
-    assert type(site.executor.provider) is type(site.driver) is provider
+    assert isinstance(site.executor.provider, provider) and isinstance(site.driver, provider)
     assert isinstance(site.executor.provider.launcher, NodeLauncher)
     pinned = {"local": 3, "slurm": 4, "lsf": 4}[name]
     assert site.executor.workers_per_node == len(site.executor.available_accelerators) == pinned
@@ -188,3 +188,20 @@ def test_a_driver_that_is_not_taken(scheduler: Path, tmp_path: Path) -> None:
     path.write_text((ROOT / "cluster" / "slurm.py").read_text().replace('"gpu", None', '"nope", None'))
     with pytest.raises(RunError, match=f"^{path}: the driver's job is not taken: invalid partition specified: nope$"):
         submit_driver(load_site(path), "exec workbench run")
+
+
+def test_a_folder_that_parsl_could_not_name_or_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsl writes paths into shell commands as they are."""
+    site = load_site(ROOT / "cluster" / "slurm.py")
+    monkeypatch.setenv("WORKBENCH_OUTPUTS", str(tmp_path / "my runs" / "a&b"))
+    with pytest.raises(RunError) as caught, session(site):
+        pytest.fail("it began")
+    assert str(caught.value) == (
+        f"{tmp_path}/my runs/a&b/.parsl: Parsl keeps files there, and names it to shells, which take ' ' '&' apart: "
+        "choose another outputs folder with the variable WORKBENCH_OUTPUTS"
+    )
+    monkeypatch.setenv("WORKBENCH_OUTPUTS", str(tmp_path))
+    (tmp_path / ".parsl").touch()
+    rule = r"cannot be written \(File exists\), and Parsl keeps files there: change its permissions, or make room"
+    with pytest.raises(RunError, match=f"^{tmp_path}/.parsl {rule}$"):
+        submit_driver(site, "exec workbench run")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from workbench import launch, worker
+from workbench.distributed import ALONE, PeerLost, PeerOutOfMemory
+from workbench.process import Preempted
 from workbench.worker import Relay, Silent, Stop
 
 
@@ -41,6 +43,33 @@ def test_a_process_that_does_not_write_tells_nothing(heard: int, capsys: pytest.
     worker.tell("done")
     assert _told(heard) == [{"kind": "done"}]
     assert capsys.readouterr() == ("", "")
+
+
+def _trained(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "read_job", lambda path, sha256: ())
+    monkeypatch.setattr(worker, "train_into", fails)
+    worker._train({"job": "job", "sha256": ""}, ALONE, Stop({"signal": int(signal.SIGTERM)}, None))
+
+
+def test_an_error_is_told_by_the_process_that_it_is_of(heard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (PeerLost("gone"), PeerOutOfMemory("another process ran out of memory"), ValueError("size=0")):
+        with pytest.raises(type(error)):
+            _trained(error, monkeypatch)
+    (told,) = _told(heard)
+    assert (told["kind"], told["name"], told["message"]) == ("error", "ValueError", "size=0")
+    assert "in fails" in told["trace"]
+
+
+@pytest.mark.parametrize("error", [Preempted(75), KeyboardInterrupt("stopped after step 3: run it again to go on")])
+def test_having_stopped_is_told_with_the_signal(
+    error: BaseException, heard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _trained(error, monkeypatch)
+    message = "stopped after step 3" if isinstance(error, KeyboardInterrupt) else "75"
+    assert _told(heard) == [{"kind": "left", "number": 15, "message": message}]
 
 
 def test_a_signal_of_the_parent_comes_as_a_file(tmp_path: Path) -> None:

