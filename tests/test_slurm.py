@@ -21,6 +21,7 @@ from workbench.runs import Run
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.slurm,
     pytest.mark.skipif(not loopback.installed(), reason="needs root and Debian's slurm-wlm: make slurm"),
 ]
 EDITS = {
