@@ -39,7 +39,7 @@ def stopped(number, frame):
 signal.signal(signal.SIGTERM, stopped)
 while n == 5 and first:
     time.sleep(0.1)
-(folder / "summary.json").write_text(json.dumps({"finished": "now", "threads": os.environ["OMP_NUM_THREADS"]}))
+(folder / "summary.json").write_text(json.dumps({"finished": "now", "threads": os.environ.get("OMP_NUM_THREADS")}))
 """
 """Fails, is preempted, loses its worker, or goes on until it is stopped, the first time."""
 
