@@ -1,5 +1,8 @@
 """Projects of tiny notebooks, with a parameter folder params/demo, for tests of what runs them."""
 
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -86,3 +89,13 @@ def write_verdict_of(experiment: str, parameters: dict, failed: list[str] | None
     )
     write_verdict(path, verdict)
     return path
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen, project: Path) -> None:
+    """Wait for a condition while a driver runs, which logs into driver.log."""
+    for _ in range(900):
+        if condition():
+            return
+        assert process.poll() is None, (project / "driver.log").read_text()
+        time.sleep(0.1)
+    pytest.fail((project / "driver.log").read_text())

@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from projects import make_project, write_notebook
+from projects import make_project, until, write_notebook
 
 from workbench import cluster
 from workbench.__main__ import main
@@ -58,15 +57,6 @@ def workbench(project: Path, *arguments: str) -> subprocess.Popen:
     environment["WORKBENCH_OUTPUTS"] = str(project / "outputs")
     line = [sys.executable, "-m", "workbench", "run", "params/demo", *arguments]
     return subprocess.Popen(line, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen, project: Path) -> None:
-    for _ in range(900):
-        if condition():
-            return
-        assert process.poll() is None, (project / "driver.log").read_text()
-        time.sleep(0.1)
-    pytest.fail((project / "driver.log").read_text())
 
 
 def below_outputs(project: Path) -> list[str]:

@@ -5,13 +5,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import loopback
 import pytest
 import tiny
-from projects import OPEN, PARAMETERS, SEED, make_project, make_sweep, write_notebook, write_params
+from projects import OPEN, PARAMETERS, SEED, make_project, make_sweep, until, write_notebook, write_params
 
 from workbench.__main__ import main
 from workbench.checkpoints import load_checkpoint
@@ -85,15 +85,6 @@ def workbench(project: Path, *arguments: str) -> subprocess.Popen:
     environment = os.environ | {"WORKBENCH_OUTPUTS": str(project / "outputs"), "OMP_NUM_THREADS": "1"}
     log = (project / "driver.log").open("w")
     return subprocess.Popen(line, cwd=project, env=environment, stdout=log, stderr=log, text=True)
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen, project: Path) -> None:
-    for _ in range(900):
-        if condition():
-            return
-        assert process.poll() is None, (project / "driver.log").read_text()
-        time.sleep(0.1)
-    pytest.fail((project / "driver.log").read_text())
 
 
 def places(run: Run) -> list[list[str]]:
