@@ -44,6 +44,25 @@ def test_an_error_surfaces_and_closing_waits_for_what_runs():
     assert 1 <= count == len(ended) < 10
 
 
+def test_what_ended_before_an_error_is_given_before_it(monkeypatch):
+    def work(i: int) -> int:
+        if i == 7:
+            raise KeyError("unforeseen")
+        return i
+
+    waited = threads.wait
+
+    def all_at_once(futures, return_when):
+        return waited(futures)
+
+    monkeypatch.setattr(threads, "wait", all_at_once)
+    given = []
+    with pytest.raises(KeyError, match="unforeseen"):
+        for result in in_threads(work, range(8), 2):
+            given.append(result)
+    assert sorted(given) == list(range(7))
+
+
 def test_cores_are_those_granted(monkeypatch):
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda process: {3, 5, 8}, raising=False)
     assert usable_cores() == 3

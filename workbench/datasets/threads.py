@@ -11,7 +11,10 @@ AHEAD = 4
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Results as they come, a few items ahead; closing it waits for the calls that run and drops the rest."""
+    """Results as they come, a few items ahead; closing it waits for the calls that run and drops the rest.
+
+    What ended before an error is given before the error is raised.
+    """
     waiting: set[Future] = set()
     items = iter(items)
     with ThreadPoolExecutor(workers) as pool:
@@ -21,11 +24,15 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], worker
                 if not waiting:
                     return
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
+                for future in sorted(done, key=_failed):
                     yield future.result()
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _failed(future: Future) -> bool:
+    return future.exception() is not None
 
 
 def usable_cores() -> int:
