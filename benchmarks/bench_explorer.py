@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.lab import chromium, jupyterlab, missing, open_notebook, run_all, write_notebook
-from benchmarks.report import line, run
+from benchmarks.report import in_turns, line, run
 from workbench.datasets.clips import ClipDataset, ClipsConfig, open_clips
 from workbench.datasets.synthetic import write_pushing
 from workbench.explorer_widget import LatentExplorer
+from workbench.field_traces import FieldTraces
 from workbench.latent_explorer import explore
 from workbench.layers import Posterior
 from workbench.models.conv_vae import ConvVAE, ConvVAEConfig
@@ -33,6 +35,7 @@ POINTS, MANY = 1000, 100_000
 PRESSES, MAX_KEY_MS = 40, 60
 MOVES, SLOW_S, MAX_SETTLE_S = 300, 0.17, 0.5
 MAX_PAINT_S, MAX_HOVER_MS = 2, 100
+STEPS, NODES, MIN_FASTER = 500, 3, 5  # of fields over time, and than matplotlib draws them
 SIDE, RADIUS = 420, 100  # of the map, and of the moves around its middle [px]
 PAUSE_MS, REST_MS = 60, 1500  # between two events, and until all has come to rest
 CELL = "from benchmarks.bench_explorer import explorer\nexplorer(size={}, points={}, slow_s={})"
@@ -168,8 +171,26 @@ def report_many(watched: Watched) -> None:
     line(what, f"{median:.0f} ms ({min(taken):.0f}-{max(taken):.0f})", f"{MAX_HOVER_MS} ms", median < MAX_HOVER_MS)
 
 
+def report_traces() -> None:
+    """Curves of fields over time, drawn as the explorer does and by matplotlib."""
+    real = np.sin(np.linspace(0, 20, STEPS))[:, None] * np.arange(1, 1 + NODES, dtype=np.float32)  # (t, n)
+    decoded, traces = real + np.float32(0.1), FieldTraces(range(NODES), (-3, 3), STEPS, "a field")
+
+    def plot() -> None:
+        figure = Figure((3, 2.2))
+        axes = figure.add_subplot()
+        axes.plot(decoded)
+        axes.plot(real, "--")
+        figure.canvas.draw()
+
+    taken = in_turns({"own": lambda: traces.draw(decoded, real), "matplotlib": plot}, rounds=20)
+    faster, what = taken["matplotlib"] / taken["own"], f"{NODES} curves of {STEPS} steps, times faster than matplotlib"
+    line(what, f"{faster:.1f} ({1000 * taken['own']:.1f} ms)", f"at least {MIN_FASTER}", faster >= MIN_FASTER)
+
+
 def main() -> None:
     """Print how soon the explorer answers keys and moves of the mouse, and how soon it shows many points."""
+    report_traces()
     if reason := missing():
         print(f"skipped: {reason}")
         return

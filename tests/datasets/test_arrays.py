@@ -4,7 +4,6 @@ import os
 import pickle
 import pickletools
 import threading
-import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -190,12 +189,11 @@ def test_runs_of_a_large_npy_are_read_without_loading_or_mapping_it(tmp_path, mo
     monkeypatch.setattr(mmap, "mmap", None)
     monkeypatch.setattr(np, "memmap", None)
     tracemalloc.start()
-    began = time.perf_counter()
     values = open_array(path).read([998, 3])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert values[:, -1, -1].tolist() == [998, 3] and np.count_nonzero(values) == 2
-    assert peak < 9e6 and time.perf_counter() - began < 2
+    assert peak < 9e6
 
 
 def test_a_range_of_steps_takes_only_its_bytes(tmp_path):
