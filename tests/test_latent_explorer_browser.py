@@ -84,7 +84,7 @@ class Truth:
         return self.pixels(METHODS[method](self.z[a], self.z[b], torch.tensor([position]))[0])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("browser")
     environment = {"OMP_NUM_THREADS": "1", "WORKBENCH_OUTPUTS": str(folder / "lab" / "outputs")}
