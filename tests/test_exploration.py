@@ -208,10 +208,15 @@ def test_latents_that_make_no_map_are_refused(clips: Space, z: torch.Tensor, mes
         with_latents(clips, z).explore()
 
 
-def test_a_latent_of_one_dimension_has_no_map(clips: Space) -> None:
-    model = type(clips.model)(clips.model.config.model_copy(update={"latent_dim": 1}))
-    with pytest.raises(DataError, match="latents of 1 value: a map needs at least 2"):
-        with_latents(clips, torch.randn(4, 1))._replace(model=model).explore()
+def test_a_latent_of_one_dimension_is_walked_along_a_line(clips: Space) -> None:
+    model = type(clips.model)(clips.model.config.model_copy(update={"latent_dim": 1})).eval()
+    z = torch.tensor([[0.5], [-1.0], [2.0]])
+    explored = with_latents(clips, z, torch.zeros(3, 1))._replace(model=model).explore()
+    assert len(explored.sliders) == 1
+    view = explored.view(State(mode="path", pin_a=1, pin_b=2, position=0.25))
+    torch.testing.assert_close(view.z, torch.tensor([-0.25]))
+    np.testing.assert_array_equal(view.panels[0].pixels, clips.data.pixels(decode(model, view.z[None])[0]))
+    np.testing.assert_allclose(view.here, 0.75 * explored.points[1] + 0.25 * explored.points[2], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -315,3 +320,22 @@ def test_what_is_predicted_from_conditions_is_decoded(clips: Space) -> None:
     assert view.z.tolist() == [3.0, -0.5, 0.0] and view.panels[0].caption == "predicted from speed 1.5, width -0.5"
     np.testing.assert_array_equal(view.panels[0].pixels, clips.data.pixels(decode(clips.model, view.z[None])[0]))
     np.testing.assert_array_equal(view.here, explored.map.place(view.z[None])[0])
+
+
+def test_what_the_picture_of_the_nearest_sample_predicts_is_decoded_beside_it(clips: Space) -> None:
+    class Ones:
+        """Predicts (n, 1, 1) from the picture of the n-th sample."""
+
+        ranges = ()
+
+        def own_codes(self, sample: int) -> torch.Tensor:
+            return torch.tensor([float(sample), 1.0, 1.0])
+
+    explored = clips.explore()
+    explored.predictor = Ones()
+    view = explored.view(State(mode="hover", hover=4))
+    x_hat, x = decode(clips.model, torch.tensor([[4.0, 1.0, 1.0]])), clips.samples[4]["x"][None]
+    predicted = view.panels[-1]
+    told = f"from the picture of {clips.samples.name(4)}, mse {float(clips.data.error(x_hat, x)):.3g}"
+    assert len(view.panels) == 3 and (predicted.title, predicted.caption) == ("predicted", told)
+    np.testing.assert_array_equal(predicted.pixels, clips.data.pixels(x_hat[0]))

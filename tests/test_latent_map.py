@@ -43,6 +43,17 @@ def test_latents_lie_where_their_projection_says() -> None:
     np.testing.assert_array_equal(found.place(z[3:5] + 1), plain.place(z[3:5] + 1).numpy())
 
 
+def test_latents_of_one_dimension_lie_on_a_line() -> None:
+    found = mapped([[2.0], [-1], [0.5], [5]])
+    np.testing.assert_allclose(np.abs(found.points[:, 0] - found.points[1, 0]), [0.5, 0, 0.25, 1], atol=1e-6)
+    assert (found.points[:, 1] == 0.5).all() and found.axes[1] == "no second axis: z is a single number"
+    assert found.locate(torch.tensor([0.4]))[1] == 2
+    route = found.route(State(pin_a=1, pin_b=3))
+    np.testing.assert_allclose(route[[0, -1]], found.points[[1, 3]], atol=1e-6)
+    with pytest.raises(ValueError, match="projection='umap': latents of a single number"):
+        LatentMap(found.z, found.samples, "umap")
+
+
 def test_of_equally_near_samples_the_first_is_the_nearest() -> None:
     found = mapped([[3.0, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 2]])
     assert found.nearest(torch.zeros(3)) == (1, 1.0)
@@ -93,7 +104,6 @@ def test_paths_that_are_not_defined_say_why(state: State, message: str) -> None:
     [
         (torch.randn(2, 3), 2, "2 samples: a map needs at least 3 points; hold out or encode more samples"),
         (torch.randn(4, 3), 5, "4 latents of 5 samples: must be one of each; encode this very split"),
-        (torch.randn(4, 1), 4, "latents of 1 value: a map needs at least 2; train a model with a larger latent"),
         (torch.tensor([[1.0, 2], [0, 1], [3, torch.inf]]), 3, "1 of 3 latents are not finite: the model is broken"),
     ],
 )

@@ -77,6 +77,9 @@ def test_pictures_have_no_ranges() -> None:
     model = build_conditioner(config, conv_vae(), pictures.split("test")[0]["condition"])
     found = Predictor(model, pictures.split("test"), pictures)
     assert found.ranges == [] and found.own(2) == ()
+    condition = pictures.split("test")[2]["condition"][None]
+    assert torch.equal(found.own_codes(2), model.codes(condition)[0].detach())
+    assert not torch.equal(found.own_codes(2), found.own_codes(1))
     with pytest.raises(ValueError, match="the conditions are pictures, which no slider makes"):
         found.codes(())
 

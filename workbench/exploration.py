@@ -49,13 +49,14 @@ class Exploration:
         dimensions: Number of sliders; dimensions that nothing moves have none.
         span: Reach of a slider on both sides [standard deviations of the prior, or of deterministic latents]; farther
             where a sample lies farther.
-        predictor: Of latents from conditions, which get sliders where they are numbers.
+        predictor: Of latents from conditions, which get sliders where they are numbers; where they are pictures, what
+            that of the nearest sample predicts is shown.
         precision: Of decoding: `fp32`, or `bf16`.
         projection: Of the map: `pca`, or `umap` where that is installed.
 
     Raises:
-        DataError: latents that are fewer than three, not one of each sample, not as long as the model decodes, of a
-            single dimension, or not finite.
+        DataError: latents that are fewer than three, not one of each sample, not as long as the model decodes, or not
+            finite.
         ValueError: an unknown projection or precision.
         ImportError: UMAP is not installed.
     """
@@ -117,7 +118,16 @@ class Exploration:
         panels = [Panel("decoded", caption, self.data.pixels(x_hat[0])), Panel(NEAREST, told, pixels)]
         if hasattr(self.data, "traces"):
             panels.append(Panel("over time", *self.data.traces(x_hat[0], batch["x"][0])))
+        if self.predictor and not self.conditions:
+            panels.append(self._foretell(index, batch))
         return View(z, here, tuple(panels), index, self.headline(x_hat, index), self.data.key(batch))
+
+    def _foretell(self, index: int, batch: Batch) -> Panel:
+        """What the conditioner makes of the picture that belongs to a real sample."""
+        x_hat = self.decode(self.predictor.own_codes(index)[None])
+        measured = f"{self.data.error_name} {float(self.error(x_hat, batch)):.3g}"
+        caption = f"from the picture of {self.samples.name(index)}, {measured}"
+        return Panel("predicted", caption, self.data.pixels(x_hat[0]))
 
     def headline(self, x_hat: Float[Tensor, "1 ..."], index: int) -> str:
         """How well a decoded network works beside a real one; empty where samples are no networks."""

@@ -27,7 +27,7 @@ class LatentMap:
         projection: `pca`, or `umap` where that is installed.
 
     Raises:
-        DataError: latents that are fewer than three, not one of each sample, of a single dimension, or not finite.
+        DataError: latents that are fewer than three, not one of each sample, or not finite.
         ValueError, ImportError: see `projections.Projection`.
     """
 
@@ -96,13 +96,11 @@ class LatentMap:
 
 
 def _check(z: Float[Tensor, "n d"], samples: Dataset) -> None:
-    n, d = z.shape
+    n = len(z)
     if n < FEWEST:
         raise DataError(f"{n} samples: a map needs at least {FEWEST} points; hold out or encode more samples")
     if n != len(samples):
         raise DataError(f"{n} latents of {len(samples)} samples: must be one of each; encode this very split")
-    if d < 2:
-        raise DataError("latents of 1 value: a map needs at least 2; train a model with a larger latent")
     broken = int((~torch.isfinite(z)).any(1).sum())
     if broken:
         raise DataError(f"{broken} of {n} latents are not finite: the model is broken; take a better checkpoint")

@@ -60,19 +60,22 @@ class PairedExploration:
         decoded = self._each(lambda space: space.decoded(state))
         z = next(iter(decoded.values()))[0]
         (here, index, _), near, panels, lines = self._first.map.locate(z), {}, [], []
+        _, batch, pixels = self._first.real(index)
         for name, (own_z, x_hat, caption) in decoded.items():
             space = self.spaces[name]
             if state.mode != "draw":  # draws of two priors have no sample in common
-                error = float(space.error(x_hat, space.real(index)[1]))
+                error = float(space.error(x_hat, batch))
                 caption = f"{caption}; {space.data.error_name} {error:.3g}"
             panels.append(Panel(name, caption, space.data.pixels(x_hat[0])))
             nearest, distance = space.map.nearest(own_z)
             near.setdefault(self.samples.name(nearest), []).append(f"{distance:.3g} in {name}")
             if line := space.headline(x_hat, index):
                 lines.append(f"{name}: {line}")
-        _, batch, pixels = self._first.real(index)
         told = "; ".join(f"{sample}, distance {', '.join(distances)}" for sample, distances in near.items())
         panels.append(Panel(NEAREST, told, pixels))
+        if hasattr(self.data, "traces"):
+            for name, (_, x_hat, _) in decoded.items():
+                panels.append(Panel(f"{name} over time", *self.data.traces(x_hat[0], batch["x"][0])))
         return View(z, here, tuple(panels), index, "; ".join(lines), self.data.key(batch))
 
     def route(self, state: State) -> Float[np.ndarray, "m 2"]:

@@ -35,7 +35,7 @@ class Predictor:
 
     def __init__(self, conditioner: Conditioner, samples: Dataset, data: Data) -> None:
         check_conditions(data)
-        self.conditioner, self.ranges, self._own = conditioner, [], torch.empty(len(samples), 0)
+        self.conditioner, self.samples, self.ranges, self._own = conditioner, samples, [], torch.empty(len(samples), 0)
         if samples.conditions(np.array([0])).dim() == 2:
             self._own, train = samples.conditions(np.arange(len(samples))), data.split("train")  # (n, c)
             seen = torch.cat([train.conditions(np.arange(len(train))), self._own])
@@ -46,7 +46,6 @@ class Predictor:
         """Conditions of a sample, in their units."""
         return tuple(self._own[sample].tolist())
 
-    @torch.inference_mode()
     def codes(self, values: Sequence[float]) -> Float[Tensor, " d"]:
         """The flat latent that is predicted, on the CPU.
 
@@ -57,8 +56,15 @@ class Predictor:
             raise ValueError("the conditions are pictures, which no slider makes: choose a sample of the map")
         if len(values) != len(self.ranges):
             raise ValueError(f"{len(values)} values of conditions: must be {len(self.ranges)}, one for each")
-        condition = torch.tensor([list(values)], device=self.conditioner.code_mean.device)  # (1, c)
-        return self.conditioner.codes(condition)[0].float().cpu()
+        return self._predict(torch.tensor([list(values)]))
+
+    def own_codes(self, sample: int) -> Float[Tensor, " d"]:
+        """The flat latent that is predicted from a sample's own conditions, on the CPU."""
+        return self._predict(self.samples.conditions(np.array([sample])))
+
+    @torch.inference_mode()
+    def _predict(self, condition: Float[Tensor, "1 c ..."]) -> Float[Tensor, " d"]:
+        return self.conditioner.codes(condition.to(self.conditioner.code_mean.device))[0].float().cpu()
 
     def describe(self, values: Sequence[float]) -> str:
         """The conditions by their labels: `speed [m/s] = 1.25, width [mm] = 3`."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from workbench.metrics import fit_pca
 
@@ -27,11 +28,11 @@ class Projection:
 
     Args:
         z: Latents, at least three.
-        method: `pca`, the two directions in which they vary most; or `umap`, which keeps neighbours together and is
-            the same for the same latents.
+        method: `pca`, the two directions in which they vary most, and a level line where they are of one dimension; or
+            `umap`, which keeps neighbours together and is the same for the same latents.
 
     Raises:
-        ValueError: another method, or latents of which UMAP finds no map.
+        ValueError: another method, or latents of which UMAP finds no map: all the same, or single numbers.
         ImportError: UMAP is not installed.
     """
 
@@ -41,7 +42,8 @@ class Projection:
         flat, self._encode, name = METHODS[method](z)  # (n, 2)
         low, high = flat.amin(0), flat.amax(0)
         self._centre, self._extent = (low + high) / 2, float((high - low).max()) or 1.0
-        self.points, self.axes = self._scale(flat), (f"{name} axis 1 of z", f"{name} axis 2 of z")
+        second = f"{name} axis 2 of z" if z.shape[1] > 1 else "no second axis: z is a single number"
+        self.points, self.axes = self._scale(flat), (f"{name} axis 1 of z", second)
 
     def place(self, z: Float[Tensor, "m d"]) -> Float[Tensor, "m 2"]:
         """Map coordinates of any latents; beyond [0, 1] where they lie outside the others."""
@@ -52,11 +54,18 @@ class Projection:
 
 
 def _pca(z: Float[Tensor, "n d"]) -> tuple[Tensor, Encode, str]:
-    pca = fit_pca(lambda: [z], n_components=2)
-    return pca.encode(z).double(), pca.encode, "PCA"
+    pca = fit_pca(lambda: [z], n_components=min(2, z.shape[1]))
+
+    def encode(z: Tensor) -> Tensor:
+        flat = pca.encode(z)
+        return pad(flat, (0, 2 - flat.shape[1]))  # (n, 2)
+
+    return encode(z).double(), encode, "PCA"
 
 
 def _umap(z: Float[Tensor, "n d"]) -> tuple[Tensor, Encode, str]:
+    if z.shape[1] < 2:
+        raise ValueError("projection='umap': latents of a single number, which is a map already; use 'pca'")
     try:
         from umap import UMAP  # not everyone has it, and it takes seconds to import
     except ImportError:
