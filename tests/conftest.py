@@ -13,7 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for what tests share: tiny.py
 sys.path.insert(1, str(Path(__file__).parents[1]))  # and share with benchmarks: lab.py
 install_import_hook("workbench", "beartype.beartype")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # else all workers wait for each other
+    from workbench.datasets.threads import usable_cores
+
+    torch.set_num_threads(max(1, usable_cores() // workers))  # else all workers wait for each other
 
 
 @pytest.fixture(autouse=True)

@@ -50,7 +50,7 @@ def in_processes(size: int, work: Callable[[World], Any], folder: Path) -> list[
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * size
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]

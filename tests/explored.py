@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from conditioned import simulations
 from PIL import Image
@@ -22,6 +23,7 @@ from workbench.explorer_widget import LatentExplorer
 from workbench.layers import Posterior
 from workbench.models import VAES, build_vae
 from workbench.runs import Run, open_run
+from workbench.spaces import State
 
 KINDS = ("clips", "simulation", "layouts", "weights")
 SIZES = {
@@ -31,6 +33,7 @@ SIZES = {
     "weights": {"ch": 8, "ch_mult": [1, 1], "z_channels": 2, "embed_dim": 2, "num_res_blocks": 1},
 }
 SPREAD = 2.0  # standard deviation of the latents, so that decoded samples differ
+PINNED = State(mode="path", pin_a=2, pin_b=5)
 
 
 class Space(NamedTuple):
@@ -74,6 +77,18 @@ def open_space(kind: str, folder: Path) -> Space:
     samples = data.split("test")
     found = encode_split(model, samples, 16)
     return Space(model, samples, Posterior(SPREAD * found.mu / found.mu.std(0), found.logvar), data)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def space(request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Space:
+    """Of each kind of data."""
+    return open_space(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def clips(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Space:
+    """Of clips alone."""
+    return open_space("clips", tmp_path_factory.mktemp("clips"))
 
 
 def write_run(space: Space, kind: str, folder: Path, name: str = "r") -> Run:

@@ -16,7 +16,7 @@ from benchmarks.lab import open_notebook, run_all, write_notebook
 ROOT = Path(__file__).parents[1]
 PIXELS = "c => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
 FORGET = "document.querySelectorAll('.latent-explorer').forEach(root => root.remove())"
-WAIT_S = 20
+WAIT_S = 60
 MAP, MARGIN = 420, 16  # of the map [px]
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-START_SECONDS = 30
+START_SECONDS = 120
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -92,7 +92,7 @@ def cluster(base: Path, kill_wait: int = 10) -> Iterator[None]:
         subprocess.run(["scancel", "--user=root"], capture_output=True)
         for daemon in reversed(daemons):
             daemon.terminate()
-            daemon.wait(timeout=20)
+            daemon.wait(timeout=60)
         del os.environ["SLURM_CONF"]
         os.environ.update({} if before is None else {"SLURM_CONF": before})
 

@@ -93,7 +93,7 @@ def write_verdict_of(experiment: str, parameters: dict, failed: list[str] | None
 
 def until(condition: Callable[[], bool], process: subprocess.Popen, project: Path) -> None:
     """Wait for a condition while a driver runs, which logs into driver.log."""
-    for _ in range(900):
+    for _ in range(3000):
         if condition():
             return
         assert process.poll() is None, (project / "driver.log").read_text()

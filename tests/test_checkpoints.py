@@ -290,3 +290,15 @@ def test_a_really_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "last.ckpt.tmp").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match="last.ckpt: cannot be written .*No space left on device"):
         save_checkpoint(tmp_path / "last.ckpt", {"a": torch.zeros(100_000)})
+
+
+def test_a_model_for_which_there_is_no_room_is_named_and_leaves_nothing(model: ConvVAE, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.with_name("model.safetensors.tmp").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError) as caught:
+        save_model(path, model, "conv_vae")
+    assert str(caught.value) == (
+        f"{path}: cannot be written ([Errno 28] No space left on device); the training's checkpoints are whole: see to "
+        "the disk and run again"
+    )
+    assert list(tmp_path.iterdir()) == []

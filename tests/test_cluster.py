@@ -79,8 +79,8 @@ def test_what_was_stopped_or_lost_is_run_again_and_an_interrupted_driver_goes_on
     for _ in range(2):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         time.sleep(0.5)
-    assert process.wait(timeout=60) == 130, (project / "driver.log").read_text()
-    until_gone = time.monotonic() + 15
+    assert process.wait(timeout=180) == 130, (project / "driver.log").read_text()
+    until_gone = time.monotonic() + 60
     while below_outputs(project) and time.monotonic() < until_gone:
         time.sleep(0.2)
     assert below_outputs(project) == []
@@ -149,7 +149,7 @@ def test_what_lsf_is_asked_for_is_documented_and_failures_are_collected(
     )
     site.write_text(text + "\nProvider.status_polling_interval = 1\nconfig.strategy_period = 1\n")
     process = workbench(project, "--site", str(site), "--grid", "n=1,2")
-    assert process.wait(timeout=120) == 1, (project / "driver.log").read_text()
+    assert process.wait(timeout=300) == 1, (project / "driver.log").read_text()
     outputs = project / "outputs"
     failure = f"  n=2/01_first: ValueError in cell [3]: two ({outputs}/demo/n=2/one/01_first.ipynb)"
     told = (project / "driver.log").read_text().splitlines()[-2:]

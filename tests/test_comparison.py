@@ -284,6 +284,18 @@ def test_the_paths_of_a_linear_decoder_are_straight() -> None:
     assert (frame[frame["method"] == "slerp"]["ratio"] > 1.001).all(), "an arc is longer than its chord"
 
 
+def test_no_pair_is_measured_twice() -> None:
+    """Four latents have six pairs, all of different length here; a repeated one would make the error too small."""
+    z = torch.tensor([[0.0], [1.0], [3.0], [7.0]]).expand(4, 5)
+    frame = smoothness(Linear(), z, pairs=32, steps=9, seed=0, methods=("lerp",))
+    np.testing.assert_allclose(sorted((frame["ppl"] * 48 / 5) ** 0.5), [1, 2, 3, 4, 6, 7], rtol=1e-4)
+
+
+def test_a_single_latent_has_no_path() -> None:
+    with pytest.raises(ValueError, match="1 sample: a path needs two; hold out more samples"):
+        smoothness(Linear(), torch.ones(1, 5), pairs=2, steps=5, seed=0)
+
+
 def test_the_perceptual_length_of_a_straight_path_is_the_squared_distance() -> None:
     """A step is d / 8 for eight steps: its mean squared error over 48 values is |d|^2 / 64 / 48, times 8^2."""
     z = torch.stack([torch.zeros(5) + 1e-3, torch.ones(5)])

@@ -1,14 +1,17 @@
 """Several processes, each with a part of every batch, learn what one process with all of it does."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import divided
 import pytest
 import torch
 from divided import BATCH, CASES, STEPS, Tensors, in_processes, stepped, trainer_of
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from workbench.distributed import ALONE, PeerLost, World, synchronised
+from workbench.distributed import ALONE, PeerLost, World, _forward, synchronised
 from workbench.objectives import evaluate
 from workbench.worker import Silent
 
@@ -95,6 +98,43 @@ def test_batch_norm_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     for found, expected in zip([*joined, *averaged], whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert torch.equal(first[4], second[4]) and torch.equal(first[5], second[5]) and first[6] == 1
+
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5), (8, 3, 4, 4), (8, 4, 4, 3)])
+def test_batch_norm_of_one_process_is_that_of_torch(shape: tuple[int, ...], device: str) -> None:
+    """In every layout of memory, as CUDA has kernels of their own for channels-last images."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    x = x.movedim(-1, 1) if shape[1] != 3 else x
+    kind = nn.BatchNorm2d if x.dim() == 4 else nn.BatchNorm1d
+    norm, own = kind(3).to(device), kind(3).to(device)
+    own.forward = partial(_forward, own, ALONE)
+    for found, expected in zip(_normalised(x, x.square(), own), _normalised(x, x.square(), norm), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class Strict(TorchDispatchMode):
+    """Refuses what the CUDA kernel for channels-last images refuses."""
+
+    def __torch_dispatch__(self, op: Any, types: Any, given: tuple = (), kwargs: dict | None = None) -> Any:
+        if op is torch.ops.aten.native_batch_norm_backward.default:
+            assert given[5] is not None and given[6] is not None, "save_mean should always be defined"
+        return op(*given, **kwargs or {})
+
+
+def test_batch_norm_gives_backward_all_that_cuda_asks_for() -> None:
+    norm = _norm()
+    norm.forward = partial(_forward, norm, ALONE)
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    with Strict():
+        norm(x).square().sum().backward()
+    assert x.grad is not None
 
 
 # --- out of memory ---

@@ -43,7 +43,7 @@ def test_an_experiment_without_a_finished_run_is_refused(data, tmp_path) -> None
         runs_of(tmp_path / "absent")
     begin(tmp_path, data, "a-0", 0)
     for names in ([], ["a-0"]):
-        with pytest.raises(RunError, match=r"e has no finished autoencoder .* \(none of a-0 is finished\): train one"):
+        with pytest.raises(RunError, match=r"e has no finished autoencoder .* \(none of a-0 is finished\): see why"):
             runs_of(tmp_path / "e", names)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explored import KINDS, Space, open_space
+from explored import PINNED, Space, clips, open_space, space
 
 from workbench.comparison import decode
 from workbench.datasets.frames import DataError
@@ -15,17 +15,6 @@ from workbench.metrics import fit_pca, kl_per_dimension
 from workbench.spaces import Range, State
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PINNED = State(mode="path", pin_a=2, pin_b=5)
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def space(request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Space:
-    return open_space(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope="module")
-def clips(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Space:
-    return open_space("clips", tmp_path_factory.mktemp("clips"))
 
 
 def with_latents(clips: Space, z: torch.Tensor, logvar: torch.Tensor | None = None) -> Space:

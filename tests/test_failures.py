@@ -1,5 +1,6 @@
 """What training does when memory runs out or a number is not finite."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -91,18 +92,29 @@ def test_a_sample_that_does_not_fit_ends_it(tmp_path: Path) -> None:
         stepped(tmp_path, Linear(most=0))
 
 
-def test_the_cpu_allocator_counts_as_memory_and_another_error_does_not(tmp_path: Path) -> None:
-    for message, retried in (("DefaultCPUAllocator: can't allocate memory: you tried", True), ("shapes differ", False)):
-        model, sizes = Linear(), []
+@pytest.mark.parametrize(
+    ("message", "sizes"),
+    [
+        ("DefaultCPUAllocator: can't allocate memory: you tried", [8, 4, 2, 1]),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", [8, 4, 2, 1]),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", [8, 4, 2, 1]),
+        ("CUDA error: out of memory", [8, 4, 2, 1]),
+        ("shapes differ", [8]),
+    ],
+)
+def test_other_allocators_count_as_memory_and_other_errors_do_not(
+    message: str, sizes: list[int], tmp_path: Path
+) -> None:
+    model, found = Linear(), []
 
-        def fails(batch: dict, sizes: list = sizes, message: str = message) -> dict:
-            sizes.append(len(batch["x"]))
-            raise RuntimeError(message)
+    def fails(batch: dict) -> dict:
+        found.append(len(batch["x"]))
+        raise RuntimeError(message)
 
-        model.loss = fails
-        with pytest.raises(RuntimeError, match=message):
-            stepped(tmp_path, model)
-        assert sizes == ([8, 4, 2, 1] if retried else [8])
+    model.loss = fails
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        stepped(tmp_path, model)
+    assert found == sizes
 
 
 # --- not finite ---
@@ -143,3 +155,14 @@ def test_a_long_list_of_samples_is_cut(tmp_path: Path) -> None:
     images.x[:] = torch.inf
     with pytest.raises(NonFiniteError, match=r"clip\d\d/0 and 16 more; "):
         train(tmp_path, images=images, batch_size=80)
+
+
+def test_without_a_finite_validation_there_are_no_best_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    val = Images(12, seed=1)
+    val.x[3] = torch.nan
+    last = tmp_path / "e" / "r" / "checkpoints" / "last.ckpt"
+    with pytest.raises(NonFiniteError, match=f"^no validation loss was finite, .*; the last ones are in {last}. Look"):
+        train(tmp_path, val=val, epochs=2, keep="best")
+    assert capsys.readouterr().out.count("warning: step 3: validation loss nan is not finite\n") == 1
+    run, _ = train(tmp_path / "last", val=val, epochs=2)
+    assert run.trained, "the last weights are there all the same"

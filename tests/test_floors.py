@@ -95,3 +95,11 @@ def test_pictures_are_flattened() -> None:
     for rows in (train, val):
         rows.condition = rows.condition.reshape(-1, 1, 3, 1)
     assert len(condition_floors(train, val, 3)) == 3
+
+
+def test_what_never_changes_is_predicted_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    train, val = Rows(20, 0, "linear"), Rows(5, 1, "linear")
+    train.x, val.x = (torch.full_like(rows.x, 3.0) for rows in (train, val))
+    for floor in condition_floors(train, val, 4).values():
+        torch.testing.assert_close(floor(val.batch(np.arange(5))), val.x, atol=1e-5, rtol=0)
+    assert not recwarn.list

@@ -62,6 +62,13 @@ def test_over_fitting_is_said_once(capsys: pytest.CaptureFixture) -> None:
     ]
 
 
+def test_a_validation_without_a_number_is_said_once(capsys: pytest.CaptureFixture) -> None:
+    watch = watched(HEALTHY)
+    for _ in range(2):
+        watch.validation(100, float("nan"))
+    assert said(capsys) == ["warning: step 100: validation loss nan is not finite"]
+
+
 @pytest.mark.parametrize("loss", [0.0, -1.0])
 def test_a_loss_that_is_not_positive_has_no_multiple(loss: float, capsys: pytest.CaptureFixture) -> None:
     watched(HEALTHY, loss=loss).validation(100, 50.0)

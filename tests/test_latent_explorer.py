@@ -164,6 +164,10 @@ def test_runs_of_other_samples_are_not_compared(finished: Run, space: Space, tmp
         (run.path / "config.json").write_text(json.dumps(config))
         with pytest.raises(RunError, match=message):
             explore_runs([finished.path, run.path])
+    fields = {"parameters": {"data_kind": "simulation", "data": "fields.npy"}, "data": digest}
+    (run.path / "config.json").write_text(json.dumps(whole | fields))
+    with pytest.raises(RunError, match=r"samples: data_kind: \w+ there, simulation here \('there' is the first"):
+        explore_runs([finished.path, run.path])
     config = json.loads(json.dumps(whole))
     config["parameters"] |= {"cache_dir": str(tmp_path / "elsewhere")}
     (run.path / "config.json").write_text(json.dumps(config))
@@ -181,7 +185,8 @@ def test_strips_of_two_runs_go_where_they_are_asked_for(finished: Run, space: Sp
 
 def test_side_by_side_takes_two_autoencoders(finished: Run) -> None:
     path = finished.path
-    for paths, found in (([path, path / ".." / path.name], "1"), ([], "0"), ([path, path / "a", path / "b"], "3")):
+    three = [path, path / "a", path / "b"]
+    for paths, found in ((str(path), "1"), ([path, path / ".." / path.name], "1"), ([], "0"), (three, "3")):
         with pytest.raises(RunError, match=rf"{found} run\(s\) \(.*\): must be two different ones; name two"):
             explore_runs(paths)
 

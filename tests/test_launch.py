@@ -93,13 +93,29 @@ def test_a_signal_that_comes_last_is_obeyed_after_all(tmp_path: Path, monkeypatc
             pass
 
         def show(self) -> None:
+            assert freed, "this process keeps memory of a GPU that the others may need"
             os.kill(os.getpid(), signal.SIGUSR1)
 
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
     monkeypatch.setattr(launch, "_Screen", Screen)
     monkeypatch.setattr(launch, "usable_cores", lambda: 2)
     with pytest.raises(Preempted, match="75"):
         launch.launch((), TrainConfig(devices=2, device="cpu"), Run(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_died_of_the_signal_too_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As Slurm sends it to all of a job; before they can note it, or when they take too long to end a step."""
+    monkeypatch.setenv("WORKBENCH_STATUS", str(tmp_path / "status.json"))
+    (tmp_path / launch.STOP).write_text(str(int(signal.SIGTERM)))
+    with pytest.raises(Preempted, match="75"):
+        _told(tmp_path, _progress(3), code=1)
+    said = "stopped by SIGTERM with all processes of the training; the last checkpoint is whole\n"
+    assert capsys.readouterr().out == said
+    assert json.loads((tmp_path / "status.json").read_text())["reason"] == "(Preempted)"
 
 
 def test_processes_that_die_too_often_are_told_of_with_what_they_wrote(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from workbench import batch, cluster
+from workbench import batch, cluster, doctor, runs
 from workbench.__main__ import main
 from workbench.config import ConfigError
 from workbench.runs import RunError, open_run
 
 
-def test_runs_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_runs_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "now", lambda: "2026-01-01T10:00:00")
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no runs yet\n"
     long = "a" * 80
@@ -115,7 +116,10 @@ def test_import_config_refuses_in_one_message(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == f"{tmp_path}/gone.txt: cannot be read: No such file or directory\n"
 
 
-def test_doctor_looks_at_the_outputs_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_doctor_looks_at_the_outputs_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "MIN_FREE_GB", 0.0)
     assert main(["doctor"]) == 0
     assert f"ok       {tmp_path}/outputs can be written" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from workbench import batch, node_tasks
 from workbench.listing import describe_run
 from workbench.node_tasks import IN_USE_SECONDS, on_node, place_worker
 from workbench.paths import outputs_root
-from workbench.runs import Run, open_run
+from workbench.runs import Run, open_run, read_json, write_json
 from workbench.tasks import Task, plan
 
 
@@ -66,6 +66,17 @@ def test_what_was_preempted_no_longer_says_that_it_runs(tasks: list[Task], monke
     outcome = ended(tasks)
     assert (outcome.code, outcome.failure, outcome.leaving) == (75, "", False)
     assert describe_run(outputs_root() / "demo" / "one")["state"] == "stopped"
+
+
+def test_what_a_failure_before_it_kept_from_beginning_does_not_say_that_it_runs(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends(monkeypatch, "")
+    assert ended(tasks[:1]).code == 0
+    config = outputs_root() / "demo" / "one" / "config.json"
+    write_json(config, read_json(config) | {"source": {"run": "gone", "file": "model.safetensors", "weights": "ab"}})
+    assert "one was computed from other weights" in ended(tasks).failure
+    assert describe_run(outputs_root() / "demo" / "two")["state"] == "stopped"
 
 
 def test_an_interrupt_from_the_scheduler_is_no_failure(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:

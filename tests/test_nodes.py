@@ -18,15 +18,15 @@ def forward(number, frame):
     kernel.send_signal(number)
 signal.signal(signal.SIGUSR1, forward)
 signal.signal(signal.SIGTERM, forward)
-kernel = subprocess.Popen(["ipy" + "kernel", "60"], executable="sleep")
+kernel = subprocess.Popen(["ipy" + "kernel", "600"], executable="sleep")
 print("ready", kernel.pid, os.environ["WORKBENCH_GRANTED_DEVICES"], flush=True)
 print("kernel ended with", kernel.wait(), flush=True)
 time.sleep(1)
 print("result sent", flush=True)
-time.sleep(60)
+time.sleep(600)
 '''
 subprocess.Popen([sys.executable, "-c", worker])
-time.sleep(60)
+time.sleep(600)
 """
 """Stands for Parsl's pool: handles no signal itself, and has a worker with a kernel."""
 
@@ -43,15 +43,14 @@ def test_a_signal_reaches_the_notebook_and_the_pool_ends_after_the_result() -> N
     below = [child for node in nodes.values() for child in psutil.Process(node.pid).children(recursive=True)]
     for number, node in nodes.items():
         ways[number](node.pid, number)
-    begun = time.monotonic()
     for number, node in nodes.items():
-        out, _ = node.communicate(timeout=40)
-        assert node.returncode == 0 and time.monotonic() - begun < 20
+        out, _ = node.communicate(timeout=120)
+        assert node.returncode == 0
         lines = set(out.splitlines())
         sent = signal.SIGTERM if number == signal.SIGINT else number
         assert f"told {sent.name} True" in lines, "the mark of leaving comes before the signal"
         assert {f"kernel ended with {-sent}", "result sent"} <= lines
-    assert not psutil.wait_procs(below, timeout=5)[1], "a process was left behind"
+    assert not psutil.wait_procs(below, timeout=30)[1], "a process was left behind"
 
 
 def test_the_exit_code_of_a_pool_that_ends_by_itself() -> None:
@@ -59,18 +58,16 @@ def test_the_exit_code_of_a_pool_that_ends_by_itself() -> None:
 
 
 def test_a_bound_command_dies_with_its_parent(tmp_path: Path) -> None:
-    command = [*NODE, "--bound", "sleep", "60"]
+    command = [*NODE, "--bound", "sleep", "600"]
     script = f"import subprocess; p = subprocess.Popen({command}); print(p.pid, flush=True); p.wait()"
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(parent.stdout.readline()))
-    for _ in range(200):
-        if child.cmdline()[:1] == ["sleep"]:
-            break
+    while child.cmdline()[:1] != ["sleep"]:
         time.sleep(0.05)
     assert os.getsid(child.pid) == child.pid, "an interrupt from the terminal would reach it"
     parent.kill()
     parent.wait()
-    assert not psutil.wait_procs([child], timeout=10)[1]
+    assert not psutil.wait_procs([child], timeout=30)[1]
 
 
 def test_nothing_heavy_is_imported() -> None:

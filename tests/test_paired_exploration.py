@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explored import KINDS, SIZES, Space, open_space
+from explored import KINDS, PINNED, SIZES, Space, clips, open_space
 from PIL import Image
 
 from workbench.comparison import decode, encode_split
@@ -17,7 +17,6 @@ from workbench.spaces import Space as Walked
 from workbench.spaces import State, save_strip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PINNED = State(mode="path", pin_a=2, pin_b=5)
 
 
 def retrained(space: Space, kind: str) -> Space:
@@ -31,11 +30,6 @@ def retrained(space: Space, kind: str) -> Space:
 def pair(request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> list[Space]:
     space = open_space(request.param, tmp_path_factory.mktemp(request.param))
     return [space, retrained(space, request.param)]
-
-
-@pytest.fixture(scope="module")
-def clips(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Space:
-    return open_space("clips", tmp_path_factory.mktemp("clips"))
 
 
 def paired(one: Space, other: Space) -> PairedExploration:

@@ -125,6 +125,12 @@ def test_training_curves_draws_both_splits_of_each_term() -> None:
     assert [ax.get_yscale() for ax in fig.axes] == ["log", "linear", "log"]
 
 
+def test_steps_are_counted_in_whole_numbers() -> None:
+    few = log()[lambda rows: rows["step"] <= 2]
+    ax = plots.training_curves(few, {"mse": "MSE"}).axes[0]
+    assert [tick for tick in ax.get_xticks() if 1 <= tick <= 2] == [1, 2]
+
+
 @pytest.mark.parametrize("n_terms", [1, 4])
 def test_training_curves_has_one_panel_per_term(n_terms: int) -> None:
     metrics = log().assign(**{f"term{i}": 1.0 for i in range(n_terms)})
@@ -176,6 +182,18 @@ def test_histogram_of_values_gives_each_its_own_shares_on_shared_bins() -> None:
         shares = np.histogram(np.asarray(numbers).ravel(), steps[0].edges)[0] / np.size(np.asarray(numbers))
         np.testing.assert_allclose(step.values, shares)
         assert step.values.sum() == pytest.approx(1)
+
+
+def test_a_shorter_clip_ends_in_white() -> None:
+    fig = plots.frame_strip({"short": random(1, 3, 8, 8), "long": random(4, 3, 8, 8)})
+    short, long = ([image.get_array() for image in ax.images] for ax in fig.axes)
+    assert len(short) == len(long) == 4 and all((image == 1).all() for image in short[1:])
+    assert not (short[0] == 1).all() and not (long[3] == 1).all()
+
+
+def test_a_pca_curve_without_errors_is_drawn(recwarn: pytest.WarningsRecorder) -> None:
+    assert plots.pca_curve([0, 1], [0.0, 0.0], "error").axes[0].get_yscale() == "linear" and not recwarn
+    assert plots.pca_curve([0, 1], [0.5, 0.0], "error").axes[0].get_yscale() == "log"
 
 
 def test_pca_curve_stands_beside_the_mean_sample() -> None:

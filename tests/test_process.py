@@ -1,9 +1,11 @@
 import os
+import runpy
 import signal
 
 import pytest
 import torch
 
+from workbench import process
 from workbench.process import deterministic_kernels, leave, pick_device, stop_signals
 
 
@@ -53,12 +55,22 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda:2")
 
 
-def test_kernels_are_deterministic_inside_and_as_before_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+@pytest.mark.parametrize(("given", "expected"), [(None, ":4096:8"), (":16:8", ":16:8")])
+def test_products_on_a_gpu_can_be_deterministic_whenever_the_first_one_is(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch reads the variable at the first of them, which a notebook may make before it trains."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given or "")
+    if given is None:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    runpy.run_path(process.__file__)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == expected
+
+
+def test_kernels_are_deterministic_inside_and_as_before_outside() -> None:
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     with pytest.raises(KeyError), deterministic_kernels(True):
         assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8", "cuBLAS would refuse to multiply"
         raise KeyError
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
     with deterministic_kernels(False):

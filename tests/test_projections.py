@@ -20,6 +20,13 @@ def test_pca_is_the_default_at_one_scale_in_the_unit_square() -> None:
     scale = (plain.amax(0) - plain.amin(0)).max()
     torch.testing.assert_close(found.points - found.points[0], (plain - plain[0]) / scale, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.place(Z), found.points, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.flat, plain.double(), atol=1e-6, rtol=0)
+
+
+def test_single_numbers_lie_on_a_level_line_in_their_own_unit() -> None:
+    z = Z[:, :1]
+    found = Projection(z)
+    assert found.flat[:, 0].std() == pytest.approx(float(z.std()), rel=1e-5) and not found.flat[:, 1].any()
 
 
 def test_another_projection_is_refused() -> None:

@@ -97,6 +97,11 @@ def test_loss_curves_draws_the_mean_and_the_band_of_the_validation() -> None:
     assert ax.get_xlabel() == "epoch" and "validation loss" in ax.get_ylabel()
 
 
+def test_epochs_are_counted_in_whole_numbers_even_of_one() -> None:
+    ax = loss_curves({"V1": [log(4)]}).axes[0]
+    assert [tick for tick in ax.get_xticks() if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]] == [1]
+
+
 def test_loss_curves_of_a_term_below_0_are_on_a_linear_axis() -> None:
     logs = {"V1": [log(1, -1).rename(columns={"loss": "kl"})]}
     assert loss_curves(logs, "kl", "KL [nats]").axes[0].get_yscale() == "linear"

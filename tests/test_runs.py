@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from workbench.runs import (
     find_run,
     load_run,
     open_run,
+    read_if_there,
 )
 
 PARAMETERS = {"experiment": "demo", "run": "vae", "data": "pushing", "lr": 1e-4, "hidden_dims": [16, 32]}
@@ -72,7 +74,7 @@ def test_another_configuration_is_refused_with_each_difference(tmp_path: Path) -
         "  hidden_dims: [16, 32] there, [16, 64] here",
         "  lr: 0.0001 there, 0.001 here",
         "  seed: absent there, 3 here",
-        "Give another `run` name, or move the folder away.",
+        "Give another `experiment` or `run` name, or move the folder away.",
     ]
     assert (path / "config.json").read_bytes() == before
 
@@ -144,6 +146,26 @@ def test_damaged_json_is_named(damage: str, tmp_path: Path) -> None:
         open_run(PARAMETERS, tmp_path)
     assert str(caught.value).startswith(f"{path}: damaged (")
     assert str(caught.value).endswith("; restore it, or move the run folder away")
+
+
+def test_a_file_that_another_node_replaces_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS; status.json is replaced every second."""
+    run, read, left = open_run(PARAMETERS, tmp_path), Path.read_text, [errno.ESTALE, errno.ESTALE]
+
+    def replaced(path: Path) -> str:
+        if left:
+            raise OSError(number := left.pop(), os.strerror(number))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_text", replaced)
+    assert run.config["parameters"] == PARAMETERS and not left
+    left[:] = [errno.ENOENT]
+    assert read_if_there(run.path / "config.json") == {}, "gone since somebody looked"
+    left[:] = [errno.EIO]
+    with pytest.raises(OSError, match="Input/output error"):
+        read_if_there(run.path / "config.json")
 
 
 # --- what a run records ---
@@ -255,13 +277,21 @@ def test_load_run_gives_the_weights_asked_for(checkpoint: str, tmp_path: Path) -
 
 
 def test_load_run_says_what_is_the_matter(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=f"^{tmp_path}: no run there \\(no config.json\\)$"):
+    with pytest.raises(RunError, match=f"^{tmp_path}: no run there \\(no config.json\\); name a run that trains"):
         load_run(tmp_path)
     begun = open_run(PARAMETERS | {"run": "begun"}, tmp_path)
     with pytest.raises(RunError) as caught:
         load_run(begun.path)
     assert str(caught.value) == (f"{begun.path} has no finished model (state: begun): run its notebook again to go on")
+    begun.finish(mse=0.5)
+    with pytest.raises(RunError, match=r"begun has no finished model \(state: finished\): name a run that trains"):
+        load_run(begun.path)
+    begun.part("laq-0", lr=0.1)
+    with pytest.raises(RunError, match=f"finished\\): name one of those in {begun.path}/parts: laq-0$"):
+        load_run(begun.path)
     run = finished_run(tmp_path)
+    with pytest.raises(RunError, match="demo: no run there .*; name one of those in .*/demo: begun, vae$"):
+        load_run(run.path.parent)
     with pytest.raises(RunError, match="checkpoint='fnal': must be 'final' or 'best'"):
         load_run(run.path, "fnal")
     (run.path / "checkpoints" / "best.ckpt").unlink()

@@ -133,7 +133,7 @@ def test_runs_whose_jobs_are_cancelled_or_warned_go_on_and_end_as_undisturbed(
         assert (run.path / "model.safetensors").read_bytes() == (expected.path / "model.safetensors").read_bytes()
         assert tiny.metrics(run) == tiny.metrics(expected)
     assert "V1-0: stopped by a signal on n" in text and "V1-5: done on n" in text
-    for _ in range(150):
+    for _ in range(900):
         if not queue():
             break
         time.sleep(0.1)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from explored import KINDS, Space, open_space
+from explored import PINNED, Space, clips, space
 from PIL import Image, ImageSequence
 
 from workbench.comparison import decode
@@ -13,17 +13,6 @@ from workbench.spaces import Space as Walked
 from workbench.spaces import State, save_strip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PINNED = State(mode="path", pin_a=2, pin_b=5)
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def space(request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Space:
-    return open_space(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope="module")
-def clips(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Space:
-    return open_space("clips", tmp_path_factory.mktemp("clips"))
 
 
 def test_states_know_the_sample_that_is_shown() -> None:

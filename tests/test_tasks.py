@@ -257,6 +257,12 @@ def test_folders_that_would_write_the_same_runs(project: Path) -> None:
     assert sorted(str(caught.value).splitlines()) == [f"demo/one: {rule}", f"demo/two: {rule}"]
 
 
+def test_notebooks_that_would_write_the_same_run(project: Path) -> None:
+    rule = "^demo/again: is the run of both 01_first and 02_second: name each in its file; -p experiment=… is for all"
+    with pytest.raises(ConfigError, match=rule):
+        plan_points([project / "params" / "demo"], {"run": "again"})
+
+
 def test_all_problems_of_all_folders_and_points_are_told_at_once(project: Path) -> None:
     folder = project / "params" / "demo"
     with pytest.raises(ConfigError) as caught:

@@ -229,6 +229,11 @@ def test_pictures_are_drawn_of_fixed_samples_when_due(tmp_path: Path) -> None:
     assert not torch.equal(drawn[0][1], drawn[-1][1])
 
 
+def test_a_trained_model_holds_no_gradients(tmp_path: Path) -> None:
+    _, model = train(tmp_path, epochs=1)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
 # --- run folders ---
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ def _told(read: int) -> list[dict]:
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The end of a pipe that comes in the place of standard output."""
+def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The end of a pipe that comes in the place of standard output; nothing there to be read is an error."""
     read, write = os.pipe()
+    os.set_blocking(read, False)
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(write if descriptor == 1 else descriptor, data))
-    return read
+    yield read
+    os.close(read)
+    os.close(write)
 
 
 def test_progress_is_told_from_where_it_began(heard: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ As a script (`python tiny.py FOLDER`) it is the process that tests kill.
 
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -168,17 +169,20 @@ def wait_for(word: str, process: subprocess.Popen) -> None:
 def main(folder: str, *options: str) -> None:
     """The run of `undisturbed`, a little slower, so that a kill can meet it anywhere."""
     publish, count = checkpoints._publish, 0
-    dies = next((int(option.partition("=")[2]) for option in options if option.startswith("--die-in-save")), None)
+    dies = {name: int(number) for name, _, number in (option.partition("=") for option in options) if number}
 
     def counted(handle: Any, temporary: Path, path: Path) -> None:
         nonlocal count
         count += path.suffix == ".ckpt"
-        if count == dies:
+        if count == dies.get("--die-in-save"):
             os.kill(os.getpid(), signal.SIGKILL)
         publish(handle, temporary, path)
 
     def slowly(number: int) -> None:
         print("reading", flush=True)
+        if number == dies.get("--die-in-read"):
+            time.sleep(random.uniform(0, 0.1))  # the steps go on meanwhile
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.1)
 
     checkpoints._publish = counted

@@ -19,14 +19,16 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
+from nbformat.reader import NotJSONError
+
 from workbench.config import ConfigError
-from workbench.kernels import execute, forwarded_signals, tell_kernels, write_page
+from workbench.kernels import execute, forwarded_signals, write_page
 from workbench.live import clock
 from workbench.paths import OUTPUTS_VARIABLE, outputs_root, project_root
-from workbench.process import PREEMPTED_EXIT, Preempted, handled
+from workbench.process import PREEMPTED_EXIT, Preempted
 from workbench.progress import STATUS_VARIABLE, write_status
 from workbench.provenance import check_source
-from workbench.runs import Run, RunError, open_run, read_json
+from workbench.runs import Run, RunError, open_run, read_if_there, read_json
 from workbench.sweeps import SETTINGS, set_aside, slots
 from workbench.tasks import Point, Task, plan_points
 
@@ -60,7 +62,9 @@ def run_folders(
     swept = [task for point in points for task in point.tasks if task.kind == "swept"]
     if jobs is not None and not swept:
         names = " ".join(map(str, folders))
-        raise ConfigError([(f"--jobs {jobs}", f"{names} has no {SETTINGS}: its notebooks run one after another")])
+        remedy = "leave it out, or run points side by side with --site cluster/local.py"
+        rule = f"{names} has no {SETTINGS}: its notebooks run one after another; {remedy}"
+        raise ConfigError([(f"--jobs {jobs}", rule)])
     places = slots(jobs, [task.resolved.get("device", "auto") for task in swept])
     started, failures, code = time.monotonic(), [], 0
     with alone(points), forwarded_signals() as arrived:
@@ -119,7 +123,7 @@ def alone(points: Sequence[Point]) -> Iterator[None]:
         yield
 
 
-def _run_point(point: Point, places: Sequence[Mapping[str, str]], arrived: list[int]) -> tuple[int, list[str]]:
+def _run_point(point: Point, places: Sequence[Mapping[str, str]], arrived: Sequence[int]) -> tuple[int, list[str]]:
     """Execute a point's tasks in order, those of a sweep side by side; the exit code, and a line for each failure."""
     failures: list[str] = []
     for kind, group in groupby(point.tasks, key=lambda task: task.kind):
@@ -185,13 +189,16 @@ def run_task(task: Task, root: Path, arrived: Sequence[int] = ()) -> Ended:
 
 
 def left_alone(task: Task, run: Run) -> bool:
-    """Whether a run is finished and left as it is."""
+    """Whether a run is finished and left as it is; not where a kill or a full disk cut its notebook short."""
     output, page = run.path / task.notebook.name, run.path / f"{task.notebook.stem}.html"
     if not run.finished or not output.exists():
         return False
     check_source(run)
     if not page.exists():
-        write_page(output, page)
+        try:
+            write_page(output, page)
+        except NotJSONError:
+            return False
     print(f"{task.name}: finished on {read_json(run.path / 'summary.json')['finished']}, left as it is ({run.path})")
     return True
 
@@ -208,6 +215,7 @@ def _conclude(task: Task, run: Run, error: str, seconds: float, arrived: Sequenc
     """Say how an execution ended."""
     name, output = task.name, run.path / task.notebook.name
     if error.startswith(Preempted.__name__) or arrived and (error or not run.finished):
+        _tell_stopped(run)
         reason = signal.Signals(arrived[0]).name if arrived else "a signal to its kernel"
         print(f"{name}: stopped by {reason}; run the same command again to go on", flush=True)
         return Ended(_stop_code(arrived))
@@ -220,6 +228,15 @@ def _conclude(task: Task, run: Run, error: str, seconds: float, arrived: Sequenc
         return Ended(1, f"{name}: {error.splitlines()[0]} ({output})")
     print(f"{name}: done in {clock(seconds)} ({output.with_suffix('.html')})", flush=True)
     return Ended(0)
+
+
+def _tell_stopped(run: Run) -> None:
+    """Correct the status.json of a kernel that was ended in the middle of something, so that it cannot itself."""
+    status = read_if_there(run.path / "status.json")
+    if status.get("state") == "running":
+        os.environ[STATUS_VARIABLE] = str(run.path / "status.json")
+        with suppress(OSError):  # on a full disk
+            write_status(**status | {"state": "stopped"})
 
 
 def _with_remedy(error: str, run: Run) -> str:
@@ -252,11 +269,11 @@ class SweepRunner:
         tasks: The runs.
         root: The project; kernels work there.
         places: Environment variables of the runs that go on at one time, see `slots`.
-        arrived: The signals that have arrived; those that arrive meanwhile are added.
+        arrived: The signals that have arrived, see `forwarded_signals`.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], root: Path, places: Sequence[Mapping[str, str]], arrived: list[int]
+        self, tasks: Sequence[Task], root: Path, places: Sequence[Mapping[str, str]], arrived: Sequence[int]
     ) -> None:
         self.tasks, self.root, self.arrived = tasks, root, arrived
         self.waiting, self.free, self.size = deque(tasks), deque(places), len(places)
@@ -268,15 +285,13 @@ class SweepRunner:
 
     def run(self) -> None:
         """Execute them all, or as many as are finished or stopped when a signal has arrived."""
-        told: dict[int, int] = {}
         show = _terminal_line if sys.stderr.isatty() else _log_line()
-        with ThreadPoolExecutor(self.size) as pool, handled(lambda number, frame: self.arrived.append(number)):
+        with ThreadPoolExecutor(self.size) as pool:
             while self.going or (self.waiting and not self.arrived):
                 while self.waiting and self.free and not self.arrived:
                     self._begin(self.waiting.popleft(), pool)
                 for future in wait(self.going, REFRESH_SECONDS, FIRST_COMPLETED).done:
                     self._end(self.going.pop(future), future)
-                tell_kernels(self.arrived, told)
                 show(self._line())
         _clear_line()
         self.stopped |= bool(self.waiting)
@@ -342,7 +357,7 @@ def _watch(path: Path, name: str, done: threading.Event, show: Callable[[str], N
 def _state(name: str, path: Path, started: float, begun: float) -> str:
     """What status.json says of a run since it was begun, in a line."""
     line = f"{name}  {clock(time.monotonic() - started)}"
-    status = read_json(path) if path.exists() else {}
+    status = read_if_there(path)
     if status.get("updated", 0) >= begun and "done" in status:
         left = status["seconds_left"] if status["state"] == "running" else None
         line += f"  {status['what']} {status['done']}/{status['total']} {status.get('figures', '')}"

@@ -40,9 +40,13 @@ NAMED_KEYS = 5
 def write_atomically(path: Path, data: bytes) -> None:
     """Write so that `path` always holds either its old content or all of the new: temporary file, fsync, rename."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        _publish(handle, temporary, path)
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            _publish(handle, temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _publish(handle: Any, temporary: Path, path: Path) -> None:
@@ -118,10 +122,17 @@ def save_model(path: Path, model: nn.Module, kind: str) -> None:
     """Write `model.safetensors` atomically, with the model's kind and configuration as metadata key `config`.
 
     One key alone, as safetensors writes several in no fixed order: the same weights give the same bytes.
+
+    Raises:
+        CheckpointError: the disk is full, or fails otherwise.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"config": json.dumps({"kind": kind} | model.config.model_dump())}
-    write_atomically(path, save(tensors, metadata))
+    try:
+        write_atomically(path, save(tensors, metadata))
+    except OSError as error:
+        whole = "the training's checkpoints are whole: see to the disk and run again"
+        raise CheckpointError(f"{path}: cannot be written ({error}); {whole}") from None
 
 
 def build_model(kind: str, config: Mapping[str, Any]) -> nn.Module:

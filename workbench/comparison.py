@@ -260,20 +260,35 @@ def smoothness(
 ) -> pd.DataFrame:
     """Path-length ratio and perceptual path length of decoded paths between random pairs of latents.
 
+    Args:
+        pairs: How many, none of them twice; fewer where the latents have no more.
+
     Returns:
         One row per pair and method: method, ratio (1 is a straight path; NaN where both ends decode to the same
         sample, between which no path is straight), ppl (in units of `distance`).
+
+    Raises:
+        ValueError: there are fewer than two latents.
     """
-    chosen = np.random.default_rng(seed)
     rows = []
-    for _ in range(pairs):
-        a, b = z[chosen.choice(len(z), 2, replace=False)]
+    for a, b in _different_pairs(len(z), pairs, seed):
         for method in methods:
-            path = decode(model, interpolate(a, b, steps, method))
+            path = decode(model, interpolate(z[a], z[b], steps, method))
             moved = float(mse(path[:1], path[-1:])) > SAME_SAMPLE_MSE
             ratio = float(path_length_ratio(path)) if moved else float("nan")
             rows.append({"method": method, "ratio": ratio, "ppl": float(perceptual_path_length(path, distance))})
     return pd.DataFrame(rows)
+
+
+def _different_pairs(n: int, pairs: int, seed: int) -> list[tuple[int, int]]:
+    """Random pairs of n, in the order in which they are drawn first."""
+    if n < 2:
+        raise ValueError(f"{n} sample: a path needs two; hold out more samples")
+    draw, drawn = np.random.default_rng(seed), {}
+    while len(drawn) < min(pairs, n * (n - 1) // 2):
+        a, b = draw.choice(n, 2, replace=False).tolist()
+        drawn.setdefault(frozenset((a, b)), (a, b))
+    return list(drawn.values())
 
 
 @torch.inference_mode()

@@ -193,11 +193,11 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
-        given = (_full(grad), _full(x), weight, mean, var, None, None, False, ctx.eps, [True] * 3)
+        rstd = torch.rsqrt(var + ctx.eps)
+        given = (_full(grad), _full(x), weight, mean, var, mean, rstd, False, ctx.eps, [True] * 3)
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(*given)  # as if mean and var were given
         means = torch.stack([of_bias, of_weight])
         ctx.world.mean([means])
-        rstd = torch.rsqrt(var + ctx.eps)
         shift, slope = weight * rstd * means / (x.numel() // x.shape[1])
         slope = slope * rstd
         shift, slope = (part.view(1, -1, *[1] * (x.dim() - 2)) for part in (shift - slope * mean, slope))

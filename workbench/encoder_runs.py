@@ -61,10 +61,9 @@ def runs_of(experiment_folder: Path, names: Sequence[str] = (), kind: str = KIND
     failed = [str(path.relative_to(experiment_folder)) for path in candidates if path not in found]
     if not found:
         which = f"none of {', '.join(failed)} is finished" if failed else "there is none"
-        raise RunError(
-            f"{experiment_folder} has no finished {SOUGHT[kind].what} ({which}): "
-            f"train one first, such as with `workbench run params/{SOUGHT[kind].example}`"
-        )
+        remedy = f"train one first, such as with `workbench run params/{SOUGHT[kind].example}`"
+        remedy = "see why in their notebooks, and run them again" if failed else remedy
+        raise RunError(f"{experiment_folder} has no finished {SOUGHT[kind].what} ({which}): {remedy}")
     taken: dict[tuple[str, int], Path] = {}
     for path in found:
         own, (setting, seed) = read_json(path / "config.json")["model"]["kind"], setting_of(path)

@@ -26,7 +26,7 @@ class FieldTraces:
     What lies beyond the limits is cut off at the frame; a field of a single time step is a level line.
 
     Args:
-        nodes: Numbers of the nodes, at most 10.
+        nodes: Numbers of the nodes, at most three, whose names stand side by side.
         limits: Values at the lower and the upper end, in the field's unit.
         steps: Time steps of a field.
         label: What the field is, with its unit.

@@ -65,7 +65,8 @@ def condition_floors(
     c, x = _arrays(train)
     held_out = val.prepare(val.batch(np.arange(len(val))))
     scaler = StandardScaler().fit(c)
-    pca = PCA(min(n_components, len(x) - 1, x.shape[1]), random_state=0).fit(x)
+    with np.errstate(invalid="ignore"):  # where x is constant, the shares of its variance are 0 / 0; none is used
+        pca = PCA(min(n_components, len(x) - 1, x.shape[1]), random_state=0).fit(x)
     ridges = {f"ridge (alpha {a:g})": Ridge(alpha=a) for a in RIDGE_ALPHAS}
     kernels = {
         f"kernel ridge (alpha {a:g}, gamma {g / c.shape[1]:.2g})": KernelRidge(

@@ -1,5 +1,6 @@
-"""Signs of trouble in a training, each said once: gradients that vanish or explode, and over-fitting."""
+"""Signs of trouble in a training, each said once: gradients that vanish or explode, over-fitting, no finite loss."""
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ NAMED_SAMPLES = 64
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient became infinite or NaN; nothing of that step was kept."""
+    """The loss or the gradient became infinite or NaN; nothing of that step was kept. Or no validation was finite."""
 
 
 def not_finite(step: int, row: Mapping[str, float], names: Sequence[str], last: str) -> NonFiniteError:
@@ -24,6 +25,14 @@ def not_finite(step: int, row: Mapping[str, float], names: Sequence[str], last: 
         f"step {step} is not finite ({values}); its samples are {', '.join(names[:NAMED_SAMPLES])}{more}; "
         f"the last good checkpoint is {last}. "
         "Look at these samples, lower lr, or use precision fp32, under another run name"
+    )
+
+
+def never_finite(last: str) -> NonFiniteError:
+    """The error of a training that is to keep its best weights and has none."""
+    return NonFiniteError(
+        f"no validation loss was finite, so no weights are the best; the last ones are in {last}. Look at the "
+        "validation samples, lower lr, or use precision fp32 or keep: last, under another run name"
     )
 
 
@@ -46,7 +55,9 @@ class Watch:
 
     def validation(self, step: int, loss: float) -> None:
         """Look at a validation's loss, with the weights of the step it follows, beside the recent training loss."""
-        if self.train_loss is not None and loss > OVERFITTING * self.train_loss > 0:
+        if not math.isfinite(loss):
+            self._say("not finite", f"step {step}: validation loss {loss:g} is not finite")
+        elif self.train_loss is not None and loss > OVERFITTING * self.train_loss > 0:
             times = f"{loss / self.train_loss:.0f} times the recent training loss of {self.train_loss:.3g}"
             self._say("overfitting", f"step {step}: validation loss {loss:.3g} is {times} (over-fitting)")
 

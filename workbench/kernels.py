@@ -19,6 +19,9 @@ from workbench.checkpoints import write_atomically
 from workbench.process import handled
 from workbench.tasks import Task
 
+POLL_SECONDS = 0.2
+LONGEST_FOLDER = 74
+"""Characters of the folder of temporary files; the path of a socket in it, 29 longer, has at most 103 on macOS."""
 _CONVERTING = threading.Lock()
 
 
@@ -29,6 +32,10 @@ class LocalKernel(AsyncKernelManager):
     """Arguments of its process."""
 
     def __init__(self, **settings: Any) -> None:
+        folder = tempfile.gettempdir()
+        if len(folder) > LONGEST_FOLDER:
+            rule = f"must have at most {LONGEST_FOLDER} characters, as kernels have sockets in it"
+            raise OSError(f"TMPDIR={folder}: {rule}: set TMPDIR to a shorter one")
         self._sockets = tempfile.TemporaryDirectory(prefix="kernel-")
         super().__init__(transport="ipc", connection_file=f"{self._sockets.name}/kernel.json", **settings)
 
@@ -88,20 +95,27 @@ def _exporter() -> HTMLExporter:
 
 @contextmanager
 def forwarded_signals() -> Iterator[list[int]]:
-    """Pass SIGTERM, SIGUSR1 and SIGINT on to the kernel, so that a training writes its checkpoint.
+    """Pass SIGTERM, SIGUSR1 and SIGINT on to the kernels, those that start later too, see `tell_kernels`.
 
     Yields:
         The signals that arrived.
     """
     arrived: list[int] = []
+    over = threading.Event()
 
-    def forward(number: int, frame: Any) -> None:
-        arrived.append(number)
-        for kernel in kernels():
-            _send(kernel, number)
+    def pass_on() -> None:
+        told: dict[int, int] = {}
+        while not over.wait(POLL_SECONDS):
+            tell_kernels(arrived, told)
 
-    with handled(forward):
-        yield arrived
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        with handled(lambda number, frame: arrived.append(number)):
+            yield arrived
+    finally:
+        over.set()
+        thread.join()
 
 
 def tell_kernels(arrived: Sequence[int], told: dict[int, int]) -> None:

@@ -236,6 +236,7 @@ def _names(paths: Sequence[str | Path]) -> dict[Path, str]:
     Raises:
         RunError: there are not two different ones.
     """
+    paths = [paths] if isinstance(paths, str | Path) else paths
     folders = list(dict.fromkeys(map(resolve, paths)))
     if len(folders) != 2:
         raise RunError(f"{len(folders)} run(s) ({', '.join(map(str, paths))}): must be two different ones; name two")
@@ -261,8 +262,9 @@ def _check_same_samples(runs: dict[Path, dict[str, Any]]) -> None:
     first = next(iter(runs))
     for path, other in zip(runs, samples, strict=True):
         if other["fingerprint"] != samples[0]["fingerprint"]:
-            found = ", ".join(differences(samples[0], other))
+            found = differences(samples[0], other)
+            kinds = [line for line in found if line.startswith("data_kind:")]  # nothing else is common to two kinds
             raise RunError(
-                f"{first} and {path} were trained on other samples: {found} ('there' is {first.name}). Choose runs of "
-                "the same data and split, or train one of them again"
+                f"{first} and {path} were trained on other samples: {', '.join(kinds or found)} ('there' is the first "
+                "of them). Choose runs of the same data and split, or train one of them again"
             )

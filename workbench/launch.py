@@ -92,11 +92,10 @@ def launch(arguments: tuple, config: TrainConfig, run: Run) -> None:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=run.path))  # mode 0700
     try:
         job = where | {"job": str(folder / JOB), "sha256": write_job(folder / JOB, arguments)}
+        torch.cuda.empty_cache()  # what this process keeps of a GPU's memory, they may need
         with _stopping(folder), _started(job, config, folder) as process:
             _Screen(process, folder, config).show()
-        if (folder / STOP).exists():  # it came after their last look
-            number = int((folder / STOP).read_text())
-            leave(number, f"stopped by {signal.Signals(number).name} after the last step; model saved")
+        _obey(folder, "after the last step; model saved")  # it came after their last look
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # on NFS, what a dying process has open goes the next time
 
@@ -266,6 +265,17 @@ def _stopping(folder: Path) -> Iterator[None]:
         yield
 
 
+def _obey(folder: Path, how: str) -> None:
+    """Leave by the signal that was passed on, if one was; Slurm sends it to the processes too, and they may die of it.
+
+    Raises:
+        Preempted, KeyboardInterrupt: see `leave`.
+    """
+    if (folder / STOP).exists():
+        number = int((folder / STOP).read_text())
+        leave(number, f"stopped by {signal.Signals(number).name} {how}")
+
+
 @contextmanager
 def _started(job: dict[str, Any], config: TrainConfig, folder: Path) -> Iterator[subprocess.Popen]:
     """torchrun, or srun that starts it; killed at the end of the block if it is still there."""
@@ -305,13 +315,12 @@ class _Screen:
         """Show what comes, until the training has ended; raise what it raised."""
         with ExitStack() as self.stack:
             try:
-                ended = self._listen()
+                if not self._listen():
+                    _obey(self.folder, "with all processes of the training; the last checkpoint is whole")
+                    raise LaunchError(self._failure())
             except BaseException as error:
                 self._stopped(f"({type(error).__name__})")
                 raise
-            if not ended:
-                self._stopped("(LaunchError)")
-                raise LaunchError(self._failure())
 
     def _listen(self) -> bool:
         """Whether the training came to its end."""

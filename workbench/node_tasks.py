@@ -102,8 +102,10 @@ def _begun(tasks: Sequence[Task]) -> Iterator[None]:
     if unfinished:
         open_run(unfinished[0].resolved)
         write_status("running")
-    yield
-    for path in [run_path(task.resolved) for task in unfinished[:1]]:
-        if read_if_there(path / "status.json").get("pid") == os.getpid() and not Run(path).finished:
-            os.environ[STATUS_VARIABLE] = str(path / "status.json")
-            write_status("stopped")
+    try:
+        yield
+    finally:
+        for path in [run_path(task.resolved) for task in unfinished[:1]]:
+            if read_if_there(path / "status.json").get("pid") == os.getpid() and not Run(path).finished:
+                os.environ[STATUS_VARIABLE] = str(path / "status.json")
+                write_status("stopped")

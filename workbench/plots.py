@@ -16,6 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
+from torch.nn.functional import pad
 
 Values = Tensor | np.ndarray | pd.Series | Sequence
 
@@ -67,15 +68,17 @@ def image_grid(
 
 
 def frame_strip(clips: dict[str, Float[Tensor, "t c h w"]]) -> Figure:
-    """Clips as rows of frames over time, numbered from 0.
+    """Clips as rows of frames over time, numbered from 0; a shorter one ends in white.
 
     Args:
-        clips: Frames in [-1, 1] by row label, the same number in every row.
+        clips: Frames in [-1, 1] by row label, one or more in every row.
 
     Raises:
         ValueError: As for `image_grid`.
     """
-    return image_grid(clips, column_label="frame")
+    longest = max(map(len, clips.values()), default=0)
+    rows = {name: pad(x, (0, 0) * 3 + (0, longest - len(x)), value=1.0) for name, x in clips.items()}
+    return image_grid(rows, column_label="frame")
 
 
 def _draw_row(ax: Axes, label: str, images: Float[Tensor, "n c h w"]) -> None:
@@ -130,6 +133,7 @@ def training_curves(metrics: pd.DataFrame, terms: dict[str, str]) -> Figure:
             ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
         _draw_splits(ax, metrics, column)
         ax.set(title=column, xlabel="step")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.set_ylabel(label, fontsize=9)
         ax.grid(alpha=0.3)
         ax.legend()
@@ -199,7 +203,7 @@ def pca_curve(components: Values, errors: Values, label: str) -> Figure:
     ax.plot(_array(components), _array(errors), "o-", color=PALETTE[0], label="PCA")
     ax.axhline(float(_array(errors)[0]), color="black", ls=":", label="mean sample")
     ax.set_xscale("symlog", base=2, linthresh=1)
-    ax.set_yscale("log")
+    ax.set_yscale("log" if (_array(errors) > 0).any() else "linear")
     ax.set_xticks(_array(components), [f"{n:g}" for n in _array(components)])
     ax.set(xlabel="components [numbers per sample]", ylabel=label)
     ax.grid(alpha=0.3)

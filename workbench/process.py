@@ -11,7 +11,17 @@ from typing import Annotated, Any, NoReturn
 import torch
 from pydantic import AfterValidator
 
+# without it cuBLAS refuses to run deterministically; torch looks once, at the process's first product on a GPU
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 PREEMPTED_EXIT = 75
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""Said by the CPU's allocator, and by what takes memory of a GPU past torch's."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -82,8 +92,6 @@ def deterministic_kernels(enabled: bool) -> Iterator[None]:
     """Only deterministic kernels inside the block; the settings before are put back after it."""
     before, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     benchmark = torch.backends.cudnn.benchmark
-    if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to run
     torch.use_deterministic_algorithms(enabled)
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not enabled
@@ -134,4 +142,4 @@ def seed_generators(value: int) -> None:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that a device, or the CPU, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in str(error) for phrase in NO_MEMORY)

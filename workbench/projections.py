@@ -24,7 +24,8 @@ class Projection:
     """A map of latents, at one scale for both axes.
 
     Attributes: `points` (n, 2), map coordinates of the latents that it was made from, x to the right and y up, in
-    [0, 1] with the shorter axis in the middle; `axes`, their names.
+    [0, 1] with the shorter axis in the middle; `flat` (n, 2), the same before they are scaled, for PCA in units of the
+    latents; `axes`, their names.
 
     Args:
         z: Latents, at least three.
@@ -42,6 +43,7 @@ class Projection:
         flat, self._encode, name = METHODS[method](z)  # (n, 2)
         low, high = flat.amin(0), flat.amax(0)
         self._centre, self._extent = (low + high) / 2, float((high - low).max()) or 1.0
+        self.flat = flat
         second = f"{name} axis 2 of z" if z.shape[1] > 1 else "no second axis: z is a single number"
         self.points, self.axes = self._scale(flat), (f"{name} axis 1 of z", second)
 

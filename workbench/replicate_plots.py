@@ -109,7 +109,7 @@ def loss_curves(
         ax.set_yscale("log")
         ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
     ax.set(xlabel="epoch", ylabel=label)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(alpha=0.3)
     fig.legend(loc="outside right upper", fontsize=9)
     return fig

@@ -5,6 +5,7 @@ on), metrics.csv, summary.json (final figures; there when finished), checkpoints
 figures/, TensorBoard events and the executed notebook.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -48,6 +49,8 @@ NODE_VARIABLE = "WORKBENCH_NODE_RANK"
 """Number of this node, where the same notebook is run on several for one training."""
 STALE_SECONDS = 60
 REASON_WIDTH = 60
+REPLACED = 5
+"""How often a file is read again that was replaced while it was read."""
 
 
 class RunError(RuntimeError):
@@ -223,7 +226,8 @@ def changed(path: Path, parameters: Mapping[str, Any]) -> list[str]:
 
 def _conflict(path: Path, found: list[str]) -> str:
     lines = "\n".join(f"  {line}" for line in found)
-    return f"{path} holds a run of another configuration:\n{lines}\nGive another `run` name, or move the folder away."
+    remedy = "Give another `experiment` or `run` name, or move the folder away."
+    return f"{path} holds a run of another configuration:\n{lines}\n{remedy}"
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -265,15 +269,23 @@ def load_run(path: str | Path, checkpoint: str = "final") -> tuple[nn.Module, di
     """
     path = Path(path)
     if not (path / "config.json").exists():
-        raise RunError(f"{path}: no run there (no config.json)")
+        raise RunError(f"{path}: no run there (no config.json); {_runs_in(path)}")
     config, weights = read_json(path / "config.json"), path / weights_file(checkpoint)
     if "model" not in config or not (path / "model.safetensors").exists():
-        state = run_state(read_if_there(path / "summary.json"), read_if_there(path / "status.json"))
-        raise RunError(f"{path} has no finished model (state: {state}): run its notebook again to go on")
+        summary = read_if_there(path / "summary.json")
+        state = run_state(summary, read_if_there(path / "status.json"))
+        remedy = _runs_in(path / "parts") if summary else "run its notebook again to go on"
+        raise RunError(f"{path} has no finished model (state: {state}): {remedy}")
     model = build_model(config["model"]["kind"], {k: v for k, v in config["model"].items() if k != "kind"})
     final = checkpoint == "final"
     load_weights(model, load_safetensors(weights) if final else load_checkpoint(weights)["model"], weights)
     return model.eval(), config
+
+
+def _runs_in(folder: Path) -> str:
+    """What to name in the place of a folder that holds no model."""
+    present = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f"name one of those in {folder}: {', '.join(present)}" if present else "name a run that trains a model"
 
 
 def weights_file(checkpoint: str) -> str:
@@ -343,7 +355,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: it is damaged.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(_text(path))
     except ValueError as error:
         raise RunError(f"{path}: damaged ({error}); restore it, or move the run folder away") from None
     if not isinstance(content, dict):
@@ -351,9 +363,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _text(path: Path) -> str:
+    """What a file holds; read again where another node replaced it meanwhile, which NFS tells as an error."""
+    for _ in range(REPLACED):
+        try:
+            return path.read_text()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return path.read_text()
+
+
 def read_if_there(path: Path) -> dict[str, Any]:
-    """Content of a JSON file; nothing where there is none."""
-    return read_json(path) if path.exists() else {}
+    """Content of a JSON file; nothing where there is none, or none any more."""
+    try:
+        return read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -152,13 +152,18 @@ def _first_seed(
 
 
 def _twice(points: Sequence[Point]) -> list[Problem]:
-    """Runs that two points would write."""
-    owners: dict[tuple[str, str], Point] = {}
+    """Runs that two points would write, or two notebooks of one."""
+    owners: dict[tuple[str, str], tuple[Point, Task]] = {}
     found = []
     for point in points:
-        for run in {(task.resolved["experiment"], task.resolved["run"]) for task in point.tasks}:
-            if owners.setdefault(run, point) is not point:
+        for task in point.tasks:
+            run = (task.resolved["experiment"], task.resolved["run"])
+            owner, other = owners.setdefault(run, (point, task))
+            if owner is not point:
                 found.append(("/".join(run), "is asked for twice: name each folder once, in an experiment of its own"))
+            elif other is not task:
+                both = f"is the run of both {other.notebook.stem} and {task.notebook.stem}"
+                found.append(("/".join(run), f"{both}: name each in its file; -p experiment=… is for all of them"))
     return found
 
 

@@ -25,7 +25,7 @@ from workbench.checkpoints import load_checkpoint, load_safetensors, load_weight
 from workbench.datasets.loading import Batch, Dataset, batch_indices, kept_on, read_ahead, to_device
 from workbench.datasets.splits import mix
 from workbench.distributed import ALONE, PeerOutOfMemory, World, mean_terms, synchronised
-from workbench.health import Watch, not_finite
+from workbench.health import Watch, never_finite, not_finite
 from workbench.launch import launch
 from workbench.layers import sharded
 from workbench.logs import Log
@@ -76,7 +76,7 @@ def fit(
     Raises:
         Preempted: SIGTERM or SIGUSR1 arrived; a checkpoint was written, and another `fit` goes on from it.
         KeyboardInterrupt: likewise after SIGINT.
-        NonFiniteError: the loss or the gradient is not finite.
+        NonFiniteError: the loss or the gradient is not finite; or no validation is, where the best is to be kept.
         RunError, CheckpointError: the folder is in use, is another model's, or is damaged.
         LaunchError: several processes cannot be started as asked, or have been lost too often.
     """
@@ -119,9 +119,13 @@ def train_into(
         except BaseException as error:
             write_status("stopped", what="training", done=trainer.step, total=trainer.steps, reason=_reason(error))
             raise
-        if world.writes and config.keep == "best":
-            path = run.path / "checkpoints" / "best.ckpt"
-            load_weights(model, load_checkpoint(path, ("model",))["model"], path)
+        if config.keep == "best" and not trainer.best_step:
+            raise never_finite(str(trainer.folder / "last.ckpt"))
+        model.zero_grad()  # gives their memory back
+        if config.keep == "best":
+            path = run.path / "checkpoints" / "best.ckpt"  # of the first node, as `last.ckpt` is in `_resume`
+            best = world.first(load_checkpoint(path, ("model",))["model"] if world.rank == 0 else None)
+            load_weights(model, best, path)
         if world.writes:
             save_model(run.path / "model.safetensors", model, kind)
         if number := world.most(stop.get("signal", 0)):

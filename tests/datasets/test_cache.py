@@ -177,8 +177,8 @@ def test_a_lock_waits_for_its_holder_and_says_so(tmp_path, capsys, monkeypatch):
     thread = threading.Thread(target=second)
     with locked(tmp_path / "a.lock"):
         thread.start()
-        assert waiting.wait(10) and not entered.wait(0.05)
-    assert entered.wait(10)
+        assert waiting.wait(60) and not entered.wait(0.05)
+    assert entered.wait(60)
     thread.join()
     out = capsys.readouterr().out
     assert out == f"another process is making the same data; waiting for it ({tmp_path}/a.lock)\n"

@@ -94,7 +94,7 @@ def test_the_next_batch_is_read_while_this_one_is_used():
     data.batch = watched
     batches = read_ahead(data, iter([np.array([0]), np.array([1]), np.array([2])]))
     next(batches)
-    assert reading.wait(10)
+    assert reading.wait(60)
     assert [indices.tolist() for indices, _ in batches] == [[1], [2]]
 
 

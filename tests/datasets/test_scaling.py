@@ -1,10 +1,12 @@
 import hashlib
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from workbench.datasets import cache
 from workbench.datasets import scaling as scaling_module
 from workbench.datasets.frames import DataError
 from workbench.datasets.scaling import (
@@ -54,6 +56,38 @@ def test_one_pass_finds_the_statistics_of_the_training_split_whatever_the_chunks
     assert found.digest == hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()
 
 
+def test_two_openings_at_one_time_make_one_pass(tmp_path, monkeypatch):
+    """Runs of a sweep open the same data side by side."""
+    values, waiting, passes, found = fields(), threading.Event(), [], []
+    one_pass, flock = scaling_module._pass, cache.fcntl.flock
+    second = threading.Thread(target=lambda: found.append(described(values, tmp_path / "s.npz")))
+
+    def watched(handle, mode: int) -> None:
+        if not mode & cache.fcntl.LOCK_NB:
+            waiting.set()
+        flock(handle, mode)
+
+    def met(*arguments) -> Statistics:
+        passes.append(1)
+        second.start() if len(passes) == 1 else waiting.set()
+        assert waiting.wait(60)
+        return one_pass(*arguments)
+
+    monkeypatch.setattr(cache.fcntl, "flock", watched)
+    monkeypatch.setattr(scaling_module, "_pass", met)
+    first = described(values, tmp_path / "s.npz")
+    second.join(60)
+    assert len(passes) == 1 and found[0].digest == first.digest
+
+
+def test_a_damaged_file_of_statistics_is_refused_with_the_remedy(tmp_path):
+    described(fields(), tmp_path / "s.npz")
+    for damage in (b"", b"rubbish" * 9, (tmp_path / "s.npz").read_bytes()[:300]):
+        (tmp_path / "s.npz").write_bytes(damage)
+        with pytest.raises(DataError, match=f"^{tmp_path}/s.npz is damaged .*: delete it, and it is computed again$"):
+            described(fields(), tmp_path / "s.npz")
+
+
 def test_the_pass_reads_each_run_once_and_never_again(tmp_path):
     values, seen = fields(), []
 
@@ -77,7 +111,7 @@ def test_a_value_that_is_not_finite_is_named_and_counted_and_nothing_is_kept(tmp
     where = rf"^the field of run 'r{run}' is not finite at node 12, time step 3 \(3 such values in 2 of 7 runs\); mend"
     with pytest.raises(DataError, match=where):
         described(values, tmp_path / "s.npz", first_node=10)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("s.npz*")) == []
 
 
 def test_of_several_variables_the_broken_one_is_named(tmp_path):

@@ -13,7 +13,7 @@ def test_every_item_gives_one_result():
 
 
 def test_workers_run_side_by_side():
-    meeting = threading.Barrier(3, timeout=10)
+    meeting = threading.Barrier(3, timeout=60)
     assert sorted(in_threads(lambda i: (meeting.wait(), i)[1], range(3), 3)) == [0, 1, 2]
 
 
@@ -31,7 +31,7 @@ def test_an_error_surfaces_and_closing_waits_for_what_runs():
 
     def work(i: int) -> None:
         if i == 0:
-            running.wait(10)
+            assert running.wait(60)
             raise KeyError("unforeseen")
         running.set()
         time.sleep(0.1)

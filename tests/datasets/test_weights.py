@@ -481,6 +481,7 @@ def test_figures_and_pixels(source, where):
 
 def test_aligned_networks_are_those_that_align_makes(tmp_path):
     """Hidden units in the order of the first training network; functions stay, and padding too."""
+    torch.manual_seed(0)
     (tmp_path / "mlps").mkdir()
     mlps = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)) for _ in range(12)]
     entries = [({"id": f"n{i}"}, mlp.state_dict()) for i, mlp in enumerate(mlps)]
@@ -499,6 +500,7 @@ def test_aligned_networks_are_those_that_align_makes(tmp_path):
 
 
 def test_orders_are_kept_in_the_cache(tmp_path, monkeypatch):
+    torch.manual_seed(0)
     (tmp_path / "mlps").mkdir()
     mlps = [nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)) for _ in range(12)]
     torch.save([({}, mlp.state_dict()) for mlp in mlps], tmp_path / "mlps" / "all.pt")

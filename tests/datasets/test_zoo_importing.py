@@ -96,6 +96,13 @@ def test_state_dicts_are_those_of_the_modules(zoo: Path, tmp_path: Path) -> None
     assert [entry.properties for entry in entries] == [{}, {}, {"accuracy": 0.5}, {"accuracy": 0.75}]
 
 
+def test_a_file_may_hold_one_module(zoo: Path, tmp_path: Path) -> None:
+    torch.save(network(4), zoo / "weights" / "single.pt")
+    assert "single.pt: 1 network" in import_zoo(zoo, tmp_path / "new", LAYERS)
+    (entry,) = read_entries(tmp_path / "new" / "weights", "single.pt", {})
+    assert all(torch.equal(entry.state[name], tensor) for name, tensor in network(4).state_dict().items())
+
+
 def test_a_class_that_is_not_named_is_not_built(zoo: Path, tmp_path: Path) -> None:
     names = "torch.nn.modules.activation.ReLU, torch.nn.modules.batchnorm.BatchNorm1d"
     with pytest.raises(DataError, match=f"alone.pt: names {names}, which --classes does not; nothing was run; add"):
@@ -139,8 +146,8 @@ def test_a_class_that_cannot_be_had_is_named(zoo: Path, tmp_path: Path, name: st
     [
         ([3], "entry 0: holds int; must be a module, or a module and a dict of its properties"),
         ([(network(0), network(1))], "entry 0: holds Sequential, Sequential; must be a module, or"),
-        (network(0), "holds a Sequential; must be a list of modules, not empty"),
-        ([], "holds a list; must be a list of modules, not empty"),
+        (network(0).state_dict(), "holds a OrderedDict; must be a module, or a list of them, not empty"),
+        ([], "holds a list; must be a module, or a list of them, not empty"),
         ([(network(0), {"accuracy": torch.ones(2)})], "entry 0: property 'accuracy' is a Tensor: must be text, a"),
     ],
 )
@@ -273,7 +280,7 @@ def test_the_files_are_those_that_opening_reads(zoo: Path, tmp_path: Path) -> No
         (zoo / "weights" / name).parent.mkdir(exist_ok=True)
         torch.save([network(4)] if name[0] == "d" else "not read", zoo / "weights" / name)
     (zoo / "weights" / "state.safetensors").write_bytes(b"")
-    written = ["alone.pt: 2 networks", "deep/more.pt: 1 networks", "pairs.pt: 2 networks"]
+    written = ["alone.pt: 2 networks", "deep/more.pt: 1 network", "pairs.pt: 2 networks"]
     left_out = "left out, as they hold no modules: state.safetensors"
     assert import_zoo(zoo, tmp_path / "new", LAYERS) == [*written, left_out]
     found = sorted(path.relative_to(tmp_path / "new").as_posix() for path in (tmp_path / "new").rglob("*.pt"))

@@ -166,6 +166,20 @@ def test_gradients_reach_every_parameter() -> None:
     assert set(without) <= set(cancelled_by_batch_norm), without
 
 
+def test_under_autocast_the_latent_stays_in_float32() -> None:
+    model = small().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.encoder(images())
+        posterior = model.encode(images())
+        x_hat = model.decode(posterior.mu)
+    assert features.dtype == x_hat.dtype == torch.bfloat16
+    for layer, found in ((model.to_mu, posterior.mu), (model.to_logvar, posterior.logvar)):
+        assert torch.equal(found, nn.functional.linear(features.flatten(1).float(), layer.weight, layer.bias))
+    x_hat.float().square().mean().backward()
+    assert model.from_z.weight.grad.abs().sum() > 0 and model.to_mu.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(x_hat.float(), model.decode(posterior.mu), atol=0.02, rtol=0.02)
+
+
 def test_samples_are_a_function_of_the_generator() -> None:
     model = small().eval()
     with torch.no_grad():

@@ -81,12 +81,17 @@ def test_every_length_gives_that_many_codes(length: int) -> None:
         (
             {"code_seq_len": 16},
             "code_seq_len=16: 8 x 8 patches (image_size=16, patch_size=2) give 1, 2 or 4 codes; "
-            "16 need a grid with a side of 13, 14, 15 or 16",
+            "16 need a grid with a side of 13, 14, 15 or 16, such as of patch_size=1 or image_size=32",
         ),
         (
             {"patch_size": 4},
             "code_seq_len=4: 4 x 4 patches (image_size=16, patch_size=4) give no number of codes; "
-            "4 need a grid with a side of 7 or 8",
+            "4 need a grid with a side of 7 or 8, such as of patch_size=2 or image_size=32",
+        ),
+        (
+            {"patch_size": 5, "image_size": 25},
+            "code_seq_len=4: 5 x 5 patches (image_size=25, patch_size=5) give no number of codes; "
+            "4 need a grid with a side of 7 or 8, such as of image_size=40",
         ),
         ({"code_seq_len": 3}, "code_seq_len=3: must be 1, 2, 4, 16, 64 or 256"),
         ({"codebook_size": 1}, "codebook_size=1: must be at least 2"),

@@ -66,7 +66,7 @@ def open_cache(
     cache = FrameCache.open(folder)
     meta = cache.meta
     frames, whole = (meta["broken_frames"], meta["slots"]), (meta["broken_clips"], meta["clips"])
-    check_broken(frames, whole, max_broken_fraction, folder / "broken.csv")
+    check_broken(frames, whole, max_broken_fraction, folder / "broken.csv", finished=True)
     return cache
 
 

@@ -107,7 +107,9 @@ def cache_folders(
     return cache_dir / f"{prefix}-{final}", cache_dir / f"{prefix}-{partial}.partial"
 
 
-def check_broken(frames: tuple[int, int], clips: tuple[int, int], max_fraction: float, report: Path) -> None:
+def check_broken(
+    frames: tuple[int, int], clips: tuple[int, int], max_fraction: float, report: Path, finished: bool = False
+) -> None:
     """Raise DataError, quoting the first reasons, when too large a share is broken.
 
     Args:
@@ -115,6 +117,7 @@ def check_broken(frames: tuple[int, int], clips: tuple[int, int], max_fraction: 
         clips: Clips without one good frame, clips in all.
         max_fraction: Largest share of either that is accepted.
         report: The broken.csv that lists them.
+        finished: Whether the cache around it is complete, so that nothing in it is tried again.
     """
     nothing_left = frames[0] == frames[1] or clips[0] == clips[1]
     if not nothing_left and all(broken <= max_fraction * total for broken, total in (frames, clips)):
@@ -122,7 +125,8 @@ def check_broken(frames: tuple[int, int], clips: tuple[int, int], max_fraction: 
     rows = read_broken(report)[:3]
     reasons = "; ".join(f"{'/'.join(filter(None, (row['clip'], row['frame'])))} {row['reason']}" for row in rows)
     rule = "and none is left" if nothing_left else f"more than max_broken_fraction={max_fraction}"
-    remedy = "mend or remove them" if nothing_left else "mend or remove them, or raise max_broken_fraction"
+    mend = f"mend or remove them, and delete {report.parent}" if finished else "mend or remove them"
+    remedy = mend if nothing_left else f"{mend}, or raise max_broken_fraction"
     raise DataError(
         f"{frames[0]} of {frames[1]} frames and {clips[0]} of {clips[1]} whole clips are broken, {rule}: {reasons}. "
         f"All found so far are listed in {report}; {remedy}"

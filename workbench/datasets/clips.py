@@ -224,9 +224,7 @@ class Clips:
     def examples(self, n: int) -> Figure:
         """The first clips of the training split, in time from left to right."""
         segments = [int(segment) for segment in dict.fromkeys(self.split("train").segment)][:n]
-        shown = {self.name(segment): self.clip(segment) for segment in segments}
-        frames = min(SHOWN_FRAMES, *(len(x) for x in shown.values()))
-        return frame_strip({name: x[:frames] for name, x in shown.items()})
+        return frame_strip({self.name(segment): self.clip(segment)[:SHOWN_FRAMES] for segment in segments})
 
     @property
     def broken(self) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from workbench.datasets.cache import write_atomic
+from workbench.datasets.cache import locked, write_atomic
 from workbench.datasets.frames import DataError
 from workbench.progress import Progress
 
@@ -117,14 +118,18 @@ def describe_fields(
         first_node: Number of the first node that is read, for messages.
 
     Raises:
-        DataError: NaN or infinity, with the run, the node and how many there are.
+        DataError: NaN or infinity, with the run, the node and how many there are; the file is damaged.
     """
-    if cached.exists():
+    if not cached.exists():
+        with locked(cached.with_suffix(".lock")):
+            if not cached.exists():
+                found = _pass(read, train, ids, max(1, int(CHUNK_BYTES / run_bytes)), first_node)
+                write_atomic(cached, lambda handle: np.savez(handle, **vars(found)))
+    try:
         with np.load(cached, allow_pickle=False) as file:
             return Statistics(*(file[name] for name in ("low", "high", "mean", "square")), str(file["digest"]))
-    found = _pass(read, train, ids, max(1, int(CHUNK_BYTES / run_bytes)), first_node)
-    write_atomic(cached, lambda handle: np.savez(handle, **vars(found)))
-    return found
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{cached} is damaged ({error}): delete it, and it is computed again") from None
 
 
 def _pass(

@@ -28,7 +28,7 @@ HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks")
 def import_zoo(source: Path, out: Path, classes: Sequence[str]) -> list[str]:
     """Write the state dict of every module in the .pt files of a zoo, file by file, as notebook 01 reads them.
 
-    A file holds a list whose entries are modules, or pairs of properties and a module, in any order.
+    A file holds a module, or a list whose entries are modules, or pairs of properties and a module, in any order.
 
     Args:
         source: Folder of .pt files, or the one that holds it as `weights/`; see `zoo_files.list_zoo`.
@@ -57,7 +57,7 @@ def import_zoo(source: Path, out: Path, classes: Sequence[str]) -> list[str]:
         for name in names:
             entries = _read(files.root / name, admitted)
             _write(entries, weights / name, out)
-            lines.append(f"{name}: {len(entries)} networks")
+            lines.append(f"{name}: {len(entries)} network{'s' * (len(entries) != 1)}")
         try:
             weights.parent.rename(out)
         except OSError as error:
@@ -167,8 +167,10 @@ def _read(path: Path, admitted: Sequence[Any]) -> list[tuple[Properties, dict[st
         raise DataError(
             f"{path}: cannot be read ({reason}); copy it again, or save it with torch 1.6 or later"
         ) from error
+    if isinstance(content, nn.Module):
+        return [_entry(str(path), content)]
     if not isinstance(content, list | tuple) or not content:
-        raise DataError(f"{path}: holds a {type(content).__name__}; must be a list of modules, not empty")
+        raise DataError(f"{path}: holds a {type(content).__name__}; must be a module, or a list of them, not empty")
     return [_entry(f"{path}, entry {position}", entry) for position, entry in enumerate(content)]
 
 

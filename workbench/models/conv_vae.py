@@ -66,6 +66,14 @@ def up(c_in: int, c_out: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(c_out), nn.LeakyReLU()]
 
 
+class Linear(nn.Linear):
+    """In float32 under autocast too: between a large grid and few numbers, casting the weights is most of the work."""
+
+    def forward(self, x: Float[Tensor, "b c_in"]) -> Float[Tensor, "b c_out"]:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 class ConvVAE(nn.Module):
     """Encoder, Gaussian latent, decoder; images in [-1, 1].
 
@@ -81,9 +89,9 @@ class ConvVAE(nn.Module):
         self.noise_dim = config.latent_dim
         self.terms = ("mse", "kl")
         self.encoder = nn.Sequential(*(down(a, b) for a, b in pairwise([config.in_channels, *dims])))
-        self.to_mu = nn.Linear(features, config.latent_dim)
-        self.to_logvar = nn.Linear(features, config.latent_dim)
-        self.from_z = nn.Linear(config.latent_dim, features)
+        self.to_mu = Linear(features, config.latent_dim)
+        self.to_logvar = Linear(features, config.latent_dim)
+        self.from_z = Linear(config.latent_dim, features)
         self.decoder = nn.Sequential(*(nn.Sequential(*up(a, b)) for a, b in pairwise(dims[::-1])))
         last = nn.Conv2d(dims[0], config.in_channels, 3, padding=1)
         self.to_image = nn.Sequential(*up(dims[0], dims[0]), last, nn.Tanh())

@@ -107,10 +107,12 @@ class LAQConfig(Config):
         allowed = lengths_of(self.grid)
         if self.code_seq_len not in allowed:
             grids = [grid for grid in range(1, LARGEST_GRID + 1) if self.code_seq_len in lengths_of(grid)]
+            such = [f"patch_size={self.image_size // grid}" for grid in grids if self.image_size % grid == 0][-1:]
+            such += [f"image_size={self.patch_size * grids[-1]}"]
             raise ValueError(
                 f"code_seq_len={self.code_seq_len}: {self.grid} x {self.grid} patches (image_size={self.image_size}, "
                 f"patch_size={self.patch_size}) give {_either(allowed)} codes; {self.code_seq_len} need a grid with "
-                f"a side of {_either(grids)}"
+                f"a side of {_either(grids)}, such as of {_either(such)}"
             )
         return self
 
@@ -120,7 +122,7 @@ class LAQConfig(Config):
         return self.image_size // self.patch_size
 
 
-def _either(numbers: list[int]) -> str:
+def _either(numbers: list[int] | list[str]) -> str:
     *most, last = map(str, numbers or ["no number of"])
     return f"{', '.join(most)} or {last}" if most else last
 
