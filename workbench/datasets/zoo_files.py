@@ -68,7 +68,7 @@ def list_zoo(folder: Path, key: str = "data") -> ZooFiles:
 
     Raises:
         DataError: there is no such folder, it cannot be listed, or has no file of networks; a folder is there twice, by
-            a link; two tables of properties; a name that is not UTF-8.
+            a link; two tables of properties, or one that is not beside the networks; a name that is not UTF-8.
     """
     try:
         root = folder / "weights" if (folder / "weights").is_dir() else folder
@@ -93,6 +93,9 @@ def list_zoo(folder: Path, key: str = "data") -> ZooFiles:
         raise DataError(f"{key}={str(folder)!r}: no file ending in {' or '.join(SUFFIXES)} in {root}{rest}")
     if len(tables) > 1:
         raise DataError(f"{root} holds both {' and '.join(TABLES)}: keep one")
+    for name in TABLES if root != folder else ():
+        if (folder / name).exists():
+            raise DataError(f"{folder / name} is not beside the networks: move it into {root}, or remove it")
     stamps = [(name, *found[name]) for name in sorted(found)]
     return ZooFiles(root, networks, "".join(tables), stamps, len(others))
 
