@@ -415,9 +415,8 @@ def test_two_sources_of_properties_are_refused(folder):
 
 
 def test_a_table_beside_the_folder_of_the_networks_is_refused(folder):
-    (folder / "weights").mkdir()
-    torch.save(state(0), folder / "weights" / "x.pt")
-    (folder / "properties.csv").write_text("file,run\nx,a\n")
+    torch.save(state(0), folder / "x.pt")
+    (folder.parent / "properties.csv").write_text("file,run\nx,a\n")
     refused(folder, r"properties\.csv is not beside the networks: move it into .*/weights, or remove it")
 
 
