@@ -13,14 +13,14 @@ run: .venv/installed  ## train on the embedded clips and walk in their latent sp
 	$(BIN)/workbench run params/demo
 
 test: .venv/installed lint  ## ruff, pytest (slow tests too), nbval over the notebooks
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slurm"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slurm"
 	OUT=$$(mktemp -d) && trap 'rm -rf "$$OUT"' EXIT && export WORKBENCH_OUTPUTS=$$OUT && \
 		$(BIN)/workbench run params/smoke-layouts --jobs 2 && $(BIN)/workbench run params/smoke-zoo && \
 		$(BIN)/python -m pytest \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout 600 -p no:cacheprovider notebooks
 
 test-fast: .venv/installed  ## the tests of a few seconds each
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not slurm"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not slurm"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

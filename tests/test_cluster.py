@@ -78,15 +78,16 @@ def test_what_was_stopped_or_lost_is_run_again_and_an_interrupted_driver_goes_on
     until(lambda: all(page.exists() for page in pages), process, project)
     for _ in range(2):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        time.sleep(0.5)
-    assert process.wait(timeout=180) == 130, (project / "driver.log").read_text()
+        time.sleep(0.1)
+    ends = 130, -signal.SIGINT  # the same to a shell: the second may come when Python is about to end
+    assert process.wait(timeout=180) in ends, (project / "driver.log").read_text()
     until_gone = time.monotonic() + 60
     while below_outputs(project) and time.monotonic() < until_gone:
         time.sleep(0.2)
     assert below_outputs(project) == []
     text = (project / "driver.log").read_text()
     assert "n=3/01_first: stopped by a signal on " in text and "n=4/01_first: lost with its node " in text
-    assert text.endswith("stopped; the same command goes on\n")
+    assert "stopped; the same command goes on\n" in text
     assert (runs[5].path / "checkpoint").exists() and not runs[5].finished
     assert run_folders([project / "params" / "demo"], {}, grid=["n=1,3,4,5"]) == 0, "here as well as there"
     assert [(run.path / "starts").read_text() for run in runs.values()] == ["x", "xx", "xx", "xx"]
