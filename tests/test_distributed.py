@@ -44,6 +44,7 @@ def _curves(world: World, folder: Path) -> Rows:
     return {name: stepped(trainer_of(name, folder, world), LENGTHS.get(name, STEPS)) for name in CASES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", ["of_two", "of_four"])
 def test_the_loss_curve_is_that_of_one_process(

@@ -132,6 +132,7 @@ def test_another_number_of_processes_goes_on_and_says_so(tmp_path: Path, capsys:
     assert run.trained and not model.training
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_back_with_nothing_gets_the_best_weights_of_the_first(tmp_path: Path) -> None:
     """Each of two nodes has a run folder of its own; that of the second is lost after the last step."""
     config = TrainConfig(**QUICK | SETTINGS | {"lr": 0.01, "lr_decay": 1.0, "keep": "best"}, devices=2)
